@@ -1,0 +1,73 @@
+"""The errors a person sees: each says what, what was given and what is allowed, and carries its exit code.
+
+Exit codes: 0 done, 1 unexpected, 2 usage or configuration, 3 data, 4 environment or resources,
+5 a quality gate failed, 75 stopped and resumable, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class MedrayError(Exception):
+    """An error with a message for the user, a hint of what to do about it, and an exit code."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  fix: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword arguments do not survive the default pickling between Ray's processes.
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+def _rebuild(kind: type[MedrayError], message: str, fields: dict[str, object]) -> MedrayError:
+    error = kind(message)
+    error.__dict__.update(fields)
+    return error
+
+
+class UsageError(MedrayError, ValueError):
+    """A flag, a configuration or an argument that cannot be taken."""
+
+    exit_code = 2
+
+
+class DataError(MedrayError, ValueError):
+    """Data that cannot be taken; `code` is stable (MR-Dnnn), `where` names the file and the place."""
+
+    exit_code = 3
+
+    def __init__(
+        self, message: str, *, code: str = "MR-D000", where: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.where = where
+
+    def __str__(self) -> str:
+        place = f"  {self.where}" if self.where else ""
+        fix = f"\n        fix: {self.hint}" if self.hint else ""
+        return f"{self.code} error  {self.message}{place}{fix}"
+
+
+class ResourceError(MedrayError, RuntimeError):
+    """Something that the machine, the cluster or a store lacks or refuses."""
+
+    exit_code = 4
+
+
+class GateError(MedrayError):
+    """A quality gate that did not pass."""
+
+    exit_code = 5
+
+
+class Stopped(MedrayError):
+    """Stopped on request with everything saved; the same command goes on."""
+
+    exit_code = 75

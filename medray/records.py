@@ -1,0 +1,173 @@
+"""The nouns that cross a border between stages: Sample, Batch, Provenance, Shard, ShardIndex.
+
+Shape letters: N samples, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.errors import DataError
+
+SPLITS = ("train", "val", "test")
+SCHEMA = "medray.shards/1"
+READABLE_SCHEMAS = ("medray.shards/0", SCHEMA)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a synthetic image comes from; `address` alone is enough to make it again."""
+
+    address: str
+    generator_sha256: str
+    latents_sha256: str | None
+    seed: int
+    index: int
+    wanted: dict[str, int]
+    probabilities: dict[str, float]
+    nearest: float | None
+    render: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with what is known of it.
+
+    `image` is (H, W) or (H, W, 3), uint8 or uint16 (features: any shape, floating); `mask` is (H, W)
+    uint8 with 0 and 255. `labels` holds 1, 0 or None (unknown) per finding, `label` one class or None.
+    """
+
+    key: str
+    image: Array
+    label: str | None = None
+    labels: dict[str, int | None] = field(default_factory=dict)
+    patient: str | None = None
+    split: str = "train"
+    mask: Array | None = None
+    source_sha256: str | None = None
+    spacing_mm: tuple[float, float] | None = None
+    window: tuple[float, float] | None = None
+    burned_in: bool | None = None
+    provenance: Provenance | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The content of `<key>.json`: everything but the pixels."""
+        return {
+            "schema": SCHEMA,
+            "label": self.label,
+            "labels": self.labels,
+            "patient": self.patient,
+            "split": self.split,
+            "mask": self.mask is not None,
+            "source_sha256": self.source_sha256,
+            "spacing_mm": self.spacing_mm,
+            "window": self.window,
+            "burned_in": self.burned_in,
+            "provenance": None if self.provenance is None else asdict(self.provenance),
+            **({"extra": self.extra} if self.extra else {}),
+        }
+
+    @classmethod
+    def from_record(
+        cls, key: str, record: dict[str, Any], image: Array, mask: Array | None = None
+    ) -> Sample:
+        """The sample that `record()` described, with its pixels."""
+        known = {name: record.get(name) for name in ("label", "patient", "source_sha256", "burned_in")}
+        pairs = {
+            name: None if record.get(name) is None else (record[name][0], record[name][1])
+            for name in ("spacing_mm", "window")
+        }
+        provenance = record.get("provenance")
+        return cls(
+            key=key,
+            image=image,
+            mask=mask,
+            labels=record.get("labels") or {},
+            split=record.get("split") or "train",
+            provenance=None if provenance is None else Provenance(**provenance),
+            extra=record.get("extra") or {},
+            **known,
+            **pairs,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of samples of one split, as `index.json` describes it."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    idx_sha256: str
+    class_counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """A set of shards: `index.json`, written last, so that a set without one is not finished."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    size_px: int
+    bits: int
+    encoding: str
+    source: str
+    licence: str
+    audited: bool
+    shards: tuple[Shard, ...]
+
+    def of_split(self, split: str) -> tuple[Shard, ...]:
+        """The shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def to_json(self) -> str:
+        """The text of `index.json`: the same index gives the same bytes."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "index.json") -> ShardIndex:
+        """Reads this schema and the one before; raises DataError for any other, and for bad fields."""
+        try:
+            fields = json.loads(text)
+            schema = fields.pop("schema")
+            if schema not in READABLE_SCHEMAS:
+                allowed = ", ".join(READABLE_SCHEMAS)
+                raise DataError(
+                    f"schema {schema!r} is not one that this version reads ({allowed})",
+                    code="MR-D020",
+                    where=where,
+                    hint="update medray, or pack the set again",
+                )
+            shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
+            return cls(shards=shards, classes=tuple(fields.pop("classes")), **fields)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"the index cannot be read: {error}", code="MR-D021", where=where
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's part of a global batch.
+
+    `images_NCHW` is uint8 or uint16 and contiguous; `labels_N` indexes the classes, -1 where missing;
+    `first_index` numbers this part's first image over the whole run, counting from 0.
+    """
+
+    keys: tuple[str, ...]
+    images_NCHW: Array
+    labels_N: npt.NDArray[np.int64]
+    records: list[dict[str, Any]]
+    first_index: int
+    masks_NHW: Array | None = None
