@@ -1,0 +1,118 @@
+"""Ray itself: join the cluster of RAY_ADDRESS or start one here, and wait for its resources."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from medray import log
+from medray.errors import ResourceError
+
+NOTICE_S = 10.0
+
+
+def set_environment() -> None:
+    """What Ray reads from the environment, unless the user has set it."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if os.environ["RAY_AUTH_MODE"] == "token" and not known and not _token_file().exists():
+        # A token of this process and its children, so that none is left in the home folder.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[bool]:
+    """A connection to Ray while it lasts; gives whether the cluster is ours and so cannot grow.
+
+    RAY_ADDRESS (set inside `ray job submit`) names the cluster; without it one is started on this
+    machine, on loopback, without a dashboard, and ended afterwards.
+    """
+    set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    ours = not os.environ.get("RAY_ADDRESS")
+    _init(ours)
+    try:
+        yield ours
+    finally:
+        ray.shutdown()
+
+
+def _init(ours: bool) -> None:
+    import ray
+
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_gpus": None}
+    try:
+        ray.init(
+            address="local" if ours else os.environ["RAY_ADDRESS"],
+            logging_level=logging.WARNING,
+            **(own if ours else {}),
+        )
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        where = "start Ray here" if ours else f"reach Ray at {os.environ['RAY_ADDRESS']}"
+        raise ResourceError(f"cannot {where}: {error}".splitlines()[0]) from error
+
+
+def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: float) -> None:
+    """Returns once the cluster can hold all `bundles` at once; ResourceError after `timeout_s`.
+
+    The bundles are asked for as a placement group, which an autoscaler sees and answers.
+    """
+    from ray.util import placement_group, remove_placement_group
+
+    if not can_grow and _lacks(bundles):
+        raise ResourceError(_shortage(bundles), hint="ask for fewer workers or a larger cluster")
+    group = placement_group(bundles, strategy="PACK")
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not group.wait(max(0.1, min(NOTICE_S, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"{_shortage(bundles)}; gave up after {timeout_s:.0f} s",
+                    hint="ask for fewer workers, or free or enlarge the cluster",
+                )
+            log.event("waiting", _shortage(bundles))
+    finally:
+        remove_placement_group(group)
+
+
+def _lacks(bundles: list[dict[str, float]]) -> bool:
+    import ray
+
+    total = ray.cluster_resources()
+    return any(need > total.get(name, 0) for name, need in _needs(bundles).items())
+
+
+def _needs(bundles: list[dict[str, float]]) -> dict[str, float]:
+    names = sorted({name for bundle in bundles for name in bundle})
+    return {name: sum(bundle.get(name, 0) for bundle in bundles) for name in names}
+
+
+def _shortage(bundles: list[dict[str, float]]) -> str:
+    """In words: waiting for 8 CPU, cluster has 2 (1 free)."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return "; ".join(
+        f"waiting for {need:g} {name}, cluster has {total.get(name, 0):g} "
+        f"({free.get(name, 0):g} free)"
+        for name, need in _needs(bundles).items()
+    )

@@ -1,0 +1,277 @@
+"""The ranks as workers of Ray Train: start, restart, errors, stop. medray keeps its own checkpoints.
+
+Ray Train gets metrics only, and a storage folder that is thrown away. A MedrayError of a worker is
+a fact about the run, not an accident: it is kept on a board (an actor), the group ends without a
+retry, and the driver raises it as itself. Anything else, a kill included, restarts the group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+
+from medray.dist import _cluster, _failures, _stop, context
+from medray.errors import MedrayError, ResourceError, Stopped
+
+PREEMPTED = "preemption notice"
+BOARD_POLL_S = 1.0
+GROUP_SHUTDOWN_S = 5.0
+FATAL_WAIT_S = 3.0
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(context.COLLECTIVE_TIMEOUT_S),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a launch on Ray asks for."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    threads: int
+    name: str
+    max_failures: int
+    timeout_s: float
+
+    def bundle(self) -> dict[str, float]:
+        """The resources of one worker."""
+        gpu = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker, **gpu}
+
+
+class Board:
+    """What the driver and the workers tell each other: the fatal error, the traces, the stop."""
+
+    def __init__(self) -> None:
+        self._fatal: _failures.Record | None = None
+        self._traces: list[tuple[int, str]] = []
+        self._stop: str | None = None
+
+    def fail(self, record: _failures.Record) -> None:
+        """Keeps the first fatal error."""
+        self._fatal = self._fatal or record
+
+    def trace(self, rank: int, text: str) -> None:
+        """Keeps the trace of an unexpected failure."""
+        self._traces.append((rank, text))
+
+    def stop(self, reason: str) -> None:
+        """Asks every worker to stop."""
+        self._stop = reason
+
+    def read(self) -> tuple[_failures.Record | None, list[tuple[int, str]], str | None]:
+        """The fatal error, the traces so far, and the reason to stop."""
+        return self._fatal, self._traces, self._stop
+
+
+def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
+    """Runs `worker` under Ray Train and returns rank 0's result."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(int(plan.timeout_s)))
+    with _cluster.connected() as ours, tempfile.TemporaryDirectory(prefix="medray-") as storage:
+        bundles = [plan.bundle()] * plan.workers
+        _cluster.wait_for(bundles, can_grow=not ours, timeout_s=plan.timeout_s)
+        board = ray.remote(num_cpus=0)(Board).remote()
+        restore = _stop.install(lambda number, frame: _tell(board, "SIGTERM of the driver"))
+        try:
+            return _fit(_trainer(worker, config, plan, board, storage), board)
+        finally:
+            restore()
+            ray.kill(board)
+
+
+def _tell(board: Any, reason: str) -> None:
+    # A thread, because the handler may have interrupted Ray in the middle of a call.
+    threading.Thread(target=lambda: board.stop.remote(reason), daemon=True).start()
+
+
+def _trainer(
+    worker: context.Worker, config: dict[str, Any], plan: Plan, board: Any, storage: str
+) -> TorchTrainer:
+    return TorchTrainer(
+        rank_main,
+        train_loop_config={"worker": worker, "config": config, "plan": plan, "board": board},
+        torch_config=GroupConfig(nccl=plan.gpus_per_worker > 0),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker=plan.bundle(),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{plan.name}-{time.time_ns()}",
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(
+                max_failures=plan.max_failures, controller_failure_limit=1
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _fit(trainer: TorchTrainer, board: Any) -> Any:
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _typed(error, board) from error
+    fatal, _, _ = ray.get(board.read.remote())
+    if fatal is not None:
+        raise _failures.rebuild(fatal)
+    return result.return_value
+
+
+def _typed(error: Exception, board: Any) -> MedrayError:
+    fatal, traces, _ = ray.get(board.read.remote())
+    if fatal is not None:
+        return _failures.rebuild(fatal)
+    if isinstance(error, ray.train.ControllerError):
+        first = str(error.controller_failure).strip().splitlines()[0]
+        return ResourceError(f"Ray Train could not start the workers: {first}")
+    if traces:
+        rank, text = traces[-1]
+        return _failures.unexpected(rank, text, attempts=len(traces))
+    return MedrayError(f"Ray Train failed: {str(error).strip().splitlines()[-1]}")
+
+
+def rank_main(task: dict[str, Any]) -> Any:
+    """The function that Ray Train runs on every rank."""
+    plan, board = task["plan"], task["board"]
+    rank = ray.train.get_context().get_world_rank()
+    if ray.get(board.read.remote())[0] is not None:
+        return None
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(board, done), daemon=True).start()
+    here = ray_worker(plan.threads, plan.gpus_per_worker)
+    try:
+        return task["worker"](here, task["config"])
+    except MedrayError as error:
+        _give_up_if_preempted(error)
+        ray.get(board.fail.remote(_failures.describe(error, rank)))
+        # Ranks that wait for this one in a collective are woken by the closed connection.
+        context.leave_group()
+        return None
+    except Exception:
+        if _fatal_elsewhere(board):
+            return None
+        ray.get(board.trace.remote(rank, traceback.format_exc()))
+        raise
+    finally:
+        done.set()
+
+
+def _watch(board: Any, done: threading.Event) -> None:
+    """Passes the driver's request to stop on to this process."""
+    while not done.wait(BOARD_POLL_S):
+        if reason := ray.get(board.read.remote())[2]:
+            _stop.request(reason)
+            return
+
+
+def _give_up_if_preempted(error: MedrayError) -> None:
+    """After the checkpoint of a preemption: waits for Ray to take the node, then asks for a restart.
+
+    Waiting charges Ray's budget of preemptions, not the one of failures.
+    """
+    if isinstance(error, Stopped) and (_stop.reason() or "").startswith(PREEMPTED):
+        time.sleep(PREEMPTION_WAIT_S)
+        raise RuntimeError("the node was to be taken away and was not") from error
+
+
+PREEMPTION_WAIT_S = 180.0
+
+
+def _fatal_elsewhere(board: Any) -> bool:
+    """Whether another rank has posted a typed error of which this failure is only the echo."""
+    deadline = time.monotonic() + FATAL_WAIT_S
+    while time.monotonic() < deadline:
+        if ray.get(board.read.remote())[0] is not None:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def ray_worker(threads_per_rank: int, gpus_per_worker: float = 0) -> context.Context:
+    """The context of a worker of Ray Train."""
+    about = ray.train.get_context()
+    device = ray.train.torch.get_device() if gpus_per_worker else context.choose_device(0, 0)
+    return context.Context(
+        about.get_world_rank(),
+        about.get_world_size(),
+        about.get_local_rank(),
+        device,
+        threads_per_rank=threads_per_rank,
+        ray=context.RaySide(report=ray.train.report, preemption=_preemption),
+    )
+
+
+def _preemption() -> str | None:
+    info = ray.train.get_preemption_info()
+    return None if info is None else f"{PREEMPTED} for ranks {sorted(info.preempted_ranks)}"
+
+
+@dataclasses.dataclass
+class GroupConfig(TorchConfig):
+    """A process group that stays on loopback where all ranks are on one machine."""
+
+    nccl: bool = False
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return GroupBackend
+
+
+class GroupBackend(_TorchBackend):
+    """Prepares the workers' processes in their main threads and joins them to one group."""
+
+    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+        """Signal handler, then the group: over a file on one machine, over TCP on several."""
+        nodes = worker_group.execute(_prepare)
+        one_machine = len(set(nodes)) == 1
+        method = worker_group.execute_single(0, _meeting_point, one_machine)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    context.join_group,
+                    rank,
+                    len(nodes),
+                    method,
+                    nccl=backend_config.nccl,
+                    one_machine=one_machine,
+                )
+                for rank in range(len(nodes))
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
+        """Leaves the group; a rank that hangs is not waited for."""
+        left = worker_group.execute_async(context.leave_group)
+        ray.wait(left, num_returns=len(left), timeout=GROUP_SHUTDOWN_S)
+
+
+def _prepare() -> str:
+    _stop.clear()
+    _stop.install()
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _meeting_point(one_machine: bool) -> str:
+    if one_machine:
+        return f"file://{tempfile.mkdtemp(prefix='medray-')}/rendezvous"
+    from ray.train._internal.utils import get_address_and_port
+
+    address, port = get_address_and_port()
+    return f"tcp://{address}:{port}"
