@@ -1,0 +1,70 @@
+"""`index.json`: written last, and believed only where it does not contradict itself."""
+
+from __future__ import annotations
+
+import re
+
+from medray import _members
+from medray.errors import DataError
+from medray.records import SPLITS, ShardIndex
+from medray.store import Store
+
+INDEX = "index.json"
+BITS = (8, 16, 32, 64)
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def write_index(store: Store, index: ShardIndex) -> None:
+    """Publishes `index.json`, which makes the set complete; DataError if it cannot be right."""
+    _check_index(index, INDEX)
+    store.write_bytes(INDEX, index.to_json().encode())
+
+
+def read_index(store: Store) -> ShardIndex:
+    """Reads `index.json`; DataError if it is absent, of a newer schema, or contradicts itself."""
+    where = f"{store.url}/{INDEX}"
+    try:
+        data = store.read_bytes(INDEX)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            "not a finished set of shards: it has no index.json",
+            code="MR-D022",
+            where=where,
+            hint="give the folder that `medray pack` wrote, or run the same pack command again",
+        ) from error
+    try:
+        index = ShardIndex.from_json(data.decode(), where)
+    except UnicodeDecodeError as error:
+        raise DataError("the index is not text", code="MR-D021", where=where) from error
+    _check_index(index, where)
+    return index
+
+
+def _check_index(index: ShardIndex, where: str) -> None:
+    fault = _contradiction(index)
+    if fault:
+        raise DataError(f"the index cannot be right: {fault}", code="MR-D023", where=where)
+
+
+def _contradiction(index: ShardIndex) -> str:
+    """What an index says that cannot be; empty if nothing."""
+    if index.encoding not in _members.IMAGE_MEMBER:
+        return f"encoding {index.encoding!r}, allowed are {', '.join(_members.IMAGE_MEMBER)}"
+    if index.bits not in BITS:
+        return f"{index.bits} bits, allowed are {BITS}"
+    if len(set(index.classes)) != len(index.classes):
+        return f"a class is named twice in {list(index.classes)}"
+    seen: dict[str, str] = {}
+    for shard in index.shards:
+        if not _NAME.fullmatch(shard.name) or shard.split not in SPLITS or shard.samples < 1:
+            return f"shard {shard.name!r} of split {shard.split!r} with {shard.samples} samples"
+        for what in (shard.name, shard.sha256):
+            if what in seen:
+                return f"shards {seen[what]} and {shard.name} are the same one"
+            seen[what] = shard.name
+        unknown = set(shard.class_counts) - set(index.classes)
+        if unknown:
+            return (
+                f"shard {shard.name} counts classes that the set does not have: {sorted(unknown)}"
+            )
+    return ""
