@@ -1,0 +1,125 @@
+"""Configuration of the progressive GAN. No torch here, so that `--help` answers at once.
+
+Defaults are those of Karras et al., ICLR 2018, but for the loss: logistic with lazy R1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from medray.config import Frozen
+from medray.train import schedule
+from medray.train.schedule import Growth, Stretch
+
+R1_REFERENCE_PX = 64
+PAPER_LR_BY_PX = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
+
+
+class PgganConfig(Frozen):
+    """What decides a progressive GAN's weights, but for the images."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="every random number is a function of it")
+    final_px: int = Field(64, description="resolution at the end of growth, 4 to 1024")
+    start_px: int = Field(4, description="resolution at the start")
+    total_images: int = Field(12_000_000, ge=1, description="images to train on")
+    fade_images: int = Field(600_000, ge=0, description="images over which a resolution fades in")
+    stable_images: int = Field(600_000, ge=0, description="images after a fade, before the next")
+    channels: int = Field(1, description="image channels, 1 or 3")
+    latent_dims: int = Field(512, ge=1, description="length of a latent vector")
+    fmap_base: int = Field(8192, ge=4, description="width: min(fmap_base / 2^s, fmap_max)")
+    fmap_max: int = Field(512, ge=1, description="greatest width")
+    loss: Literal["r1", "wgan-gp"] = Field("r1", description="logistic with lazy R1, or WGAN-GP")
+    r1_gamma: float = Field(
+        1.0, ge=0, description="R1 weight at 64 px; grows as the square of the resolution"
+    )
+    r1_every: int = Field(16, ge=1, description="one step of so many carries the R1 term")
+    gp_weight: float = Field(10.0, ge=0, description="gradient penalty of WGAN-GP")
+    drift: float = Field(0.001, ge=0, description="weight of the squared real score in WGAN-GP")
+    batch: int = Field(32, ge=1, description="images a step, all workers together")
+    batch_by_px: dict[int, int] = Field({}, description="batch from a resolution on")
+    lr: float = Field(0.001, gt=0, description="learning rate of Adam, both networks")
+    lr_by_px: dict[int, float] = Field(
+        PAPER_LR_BY_PX, description="learning rate from a resolution on"
+    )
+    ema_half_life_images: float = Field(
+        10_000, gt=0, description="half-life of the averaged generator"
+    )
+    ema_rampup: float = Field(
+        0.05, gt=0, description="the half-life is at most this share of the images seen"
+    )
+    mirror: bool = Field(False, description="flip half of the real images left to right")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="type of activations; auto measures which is faster, once"
+    )
+    engine: Literal["torch", "deepspeed"] = Field("torch", description="optimiser engine")
+    zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO; at 3, D stays at 2")
+
+    @field_validator("final_px", "start_px")
+    @classmethod
+    def _is_resolution(cls, px: int) -> int:
+        if not 4 <= px <= 1024 or px & (px - 1):
+            raise ValueError("must be a power of two from 4 to 1024")
+        return px
+
+    @field_validator("channels")
+    @classmethod
+    def _one_or_three(cls, channels: int) -> int:
+        if channels not in (1, 3):
+            raise ValueError("must be 1 or 3")
+        return channels
+
+    @field_validator("batch_by_px", "lr_by_px")
+    @classmethod
+    def _positive(cls, by_px: dict[int, float]) -> dict[int, float]:
+        for px, value in by_px.items():
+            cls._is_resolution(px)
+            if value <= 0:
+                raise ValueError(f"must be above 0 at every resolution, got {value} at {px} px")
+        return by_px
+
+    @model_validator(mode="after")
+    def _grows_upwards(self) -> Self:
+        if self.start_px > self.final_px:
+            raise ValueError(f"start px {self.start_px} is above final px {self.final_px}")
+        if self.zero_stage and self.engine != "deepspeed":
+            raise ValueError(f"zero stage {self.zero_stage} needs the engine deepspeed")
+        return self
+
+    def growth_at(self, images: int) -> Growth:
+        """Resolution, fade and level after `images` images."""
+        return schedule.growth_at(images, **self._growth())
+
+    def plan(self) -> tuple[Stretch, ...]:
+        """The stretches of the schedule, in order."""
+        return schedule.plan(**self._growth())
+
+    def _growth(self) -> dict[str, int]:
+        names = ("final_px", "fade_images", "stable_images", "start_px")
+        return {name: getattr(self, name) for name in names}
+
+    def batch_at(self, px: int) -> int:
+        """Images a step at `px`, all workers together."""
+        return _from(self.batch_by_px, px, self.batch)
+
+    def lr_at(self, px: int) -> float:
+        """Learning rate at `px`."""
+        return _from(self.lr_by_px, px, self.lr)
+
+    def r1_gamma_at(self, px: int) -> float:
+        """R1 weight at `px`.
+
+        The same function of an image of twice the resolution has a quarter of the squared
+        gradient norm (four times the pixels, a quarter of the slope each): the weight goes
+        with px^2.
+        """
+        return self.r1_gamma * (px / R1_REFERENCE_PX) ** 2
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _from(by_px: dict[int, Number], px: int, otherwise: Number) -> Number:
+    """The value of the greatest resolution up to `px`, or `otherwise`."""
+    return max(((at, value) for at, value in by_px.items() if at <= px), default=(0, otherwise))[1]
