@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +17,17 @@ from medray.errors import ResourceError
 NOTICE_S = 10.0
 
 
-def set_environment() -> None:
-    """What Ray reads from the environment, unless the user has set it."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():
+def set_environment(more: dict[str, str]) -> None:
+    """What Ray reads from the environment, unless the user has set it; call before importing Ray."""
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **more}.items():
         os.environ.setdefault(name, value)
-    known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if "ray" in sys.modules:
+        # Ray read its authentication mode when it was imported.
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    known = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"} & set(os.environ)
     if os.environ["RAY_AUTH_MODE"] == "token" and not known and not _token_file().exists():
-        # A token of this process and its children, so that none is left in the home folder.
+        # A token for this process and its children, so that none is left in the home folder.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
@@ -42,7 +42,6 @@ def connected() -> Iterator[bool]:
     RAY_ADDRESS (set inside `ray job submit`) names the cluster; without it one is started on this
     machine, on loopback, without a dashboard, and ended afterwards.
     """
-    set_environment()
     import ray
 
     if ray.is_initialized():
@@ -59,7 +58,7 @@ def connected() -> Iterator[bool]:
 def _init(ours: bool) -> None:
     import ray
 
-    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_gpus": None}
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(
             address="local" if ours else os.environ["RAY_ADDRESS"],

@@ -8,7 +8,7 @@ retry, and the driver raises it as itself. Anything else, a kill included, resta
 from __future__ import annotations
 
 import dataclasses
-import os
+import logging
 import tempfile
 import threading
 import time
@@ -19,6 +19,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from medray.dist import _cluster, _failures, _stop, context
 from medray.errors import MedrayError, ResourceError, Stopped
@@ -27,11 +28,6 @@ PREEMPTED = "preemption notice"
 BOARD_POLL_S = 1.0
 GROUP_SHUTDOWN_S = 5.0
 FATAL_WAIT_S = 3.0
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(context.COLLECTIVE_TIMEOUT_S),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +75,33 @@ class Board:
 
 def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
     """Runs `worker` under Ray Train and returns rank 0's result."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(int(plan.timeout_s)))
     with _cluster.connected() as ours, tempfile.TemporaryDirectory(prefix="medray-") as storage:
         bundles = [plan.bundle()] * plan.workers
         _cluster.wait_for(bundles, can_grow=not ours, timeout_s=plan.timeout_s)
         board = ray.remote(num_cpus=0)(Board).remote()
         restore = _stop.install(lambda number, frame: _tell(board, "SIGTERM of the driver"))
         try:
-            return _fit(_trainer(worker, config, plan, board, storage), board)
+            trainer = _trainer(worker, config, plan, board, storage)
+            trainer.ours = ours
+            return _fit(trainer, board)
         finally:
             restore()
             ray.kill(board)
+
+
+class Trainer(TorchTrainer):
+    """TorchTrainer without the actor that cleans up after a dead driver, where Ray dies with it.
+
+    That actor asks the dashboard, which a cluster of our own does not have, and complains each second.
+    """
+
+    ours = False
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if not self.ours:
+            return list(callbacks)
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 def _tell(board: Any, reason: str) -> None:
@@ -101,8 +111,8 @@ def _tell(board: Any, reason: str) -> None:
 
 def _trainer(
     worker: context.Worker, config: dict[str, Any], plan: Plan, board: Any, storage: str
-) -> TorchTrainer:
-    return TorchTrainer(
+) -> Trainer:
+    return Trainer(
         rank_main,
         train_loop_config={"worker": worker, "config": config, "plan": plan, "board": board},
         torch_config=GroupConfig(nccl=plan.gpus_per_worker > 0),
@@ -263,6 +273,7 @@ class GroupBackend(_TorchBackend):
 
 
 def _prepare() -> str:
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     _stop.clear()
     _stop.install()
     return str(ray.get_runtime_context().get_node_id())

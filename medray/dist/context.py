@@ -245,6 +245,19 @@ def torchrun(*, gpus_per_worker: float = 0, threads_per_rank: int | None = None)
     )
 
 
+def ray_environment(timeout_s: float) -> dict[str, str]:
+    """What Ray Train reads from the environment: a hung worker is found in 10 s, starts are bounded."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_S),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(int(timeout_s)),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # A cluster started here is this machine alone, which nobody takes away by notice.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if "RAY_ADDRESS" in os.environ else "0",
+    }
+
+
 def launch(
     worker: Worker,
     config: dict[str, Any],
@@ -271,6 +284,9 @@ def launch(
         raise UsageError(f"workers = {workers} with backend {backend}, allowed: {allowed}")
     threads = threads_per_rank or threads_for(workers)
     if backend == "ray":
+        from medray.dist import _cluster
+
+        _cluster.set_environment(ray_environment(timeout_s))
         from medray.dist import _ray_train
 
         return _ray_train.run(
