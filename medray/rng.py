@@ -11,7 +11,7 @@ a state, so any draw of any sample can be made again alone, in any order, by any
 Draw d of `uniforms` is made of word d; draw d of `normals` of the pair of words that holds d;
 draw d of `integers` of words 2d and 2d + 1.
 
-Shape letters: N addresses, 4 words of a counter, 2 words of a key.
+Shape letters: N addresses, R rounds, 4 words of a counter, 2 words of a key.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ ROUNDS = 10
 _ROWS_AT_ONCE = 8192
 _LOW = np.uint64(WORDS - 1)
 _HALF = np.uint64(32)
+_MULTIPLIERS_21 = np.array(MULTIPLIERS, np.uint64)[:, None]
 
 
 def philox4x32(counter_N4: NDArray[np.uint32], key_2: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -50,31 +51,39 @@ def philox4x32(counter_N4: NDArray[np.uint32], key_2: NDArray[np.uint32]) -> NDA
         raise ValueError(
             f"the key must be uint32 of shape (2,), got {key_2.dtype} of shape {key_2.shape}"
         )
+    round_keys_R21 = _round_keys(key_2)
     words_N4 = np.empty_like(counter_N4, order="C")
     for first in range(0, len(counter_N4), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
-        words_N4[rows] = _rounds(counter_N4[rows].T.astype(np.uint64), int(key_2[0]), int(key_2[1]))
+        even_2N, odd_2N = (
+            counter_N4[rows, side::2].T.astype(np.uint64, order="C") for side in (0, 1)
+        )
+        _rounds(even_2N, odd_2N, round_keys_R21)
+        words_N4[rows, 0::2], words_N4[rows, 1::2] = even_2N.T, odd_2N.T
     return words_N4
 
 
-def _rounds(words_4N: NDArray[np.uint64], key_0: int, key_1: int) -> NDArray[np.uint64]:
-    """Ten rounds in place on words kept in 64 bits, where a product of two words fits whole."""
-    word_0, word_1, word_2, word_3 = words_4N
-    product_0, product_2 = np.empty_like(word_0), np.empty_like(word_2)
-    for number in range(ROUNDS):
-        round_0 = np.uint64((key_0 + number * WEYL[0]) % WORDS)
-        round_1 = np.uint64((key_1 + number * WEYL[1]) % WORDS)
-        np.multiply(word_0, np.uint64(MULTIPLIERS[0]), out=product_0)
-        np.multiply(word_2, np.uint64(MULTIPLIERS[1]), out=product_2)
-        np.right_shift(product_2, _HALF, out=word_0)
-        word_0 ^= word_1
-        word_0 ^= round_0
-        np.right_shift(product_0, _HALF, out=word_2)
-        word_2 ^= word_3
-        word_2 ^= round_1
-        np.bitwise_and(product_2, _LOW, out=word_1)
-        np.bitwise_and(product_0, _LOW, out=word_3)
-    return words_4N.T
+def _round_keys(key_2: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """The key of each round, (ROUNDS, 2, 1): it grows by the Weyl increments modulo 2**32."""
+    steps_R1 = np.arange(ROUNDS, dtype=np.uint64)[:, None]
+    return ((key_2 + steps_R1 * np.array(WEYL, np.uint64)) & _LOW)[:, :, None]
+
+
+def _rounds(
+    even_2N: NDArray[np.uint64], odd_2N: NDArray[np.uint64], round_keys_R21: NDArray[np.uint64]
+) -> None:
+    """Ten rounds in place; words 0 and 2, 1 and 3, in 64 bits, where a product of two words fits.
+
+    Each multiplied word goes, upper half and lower half, to the other side of its pair.
+    """
+    product_2N = np.empty_like(even_2N)
+    crossed_2N = product_2N[::-1]
+    for round_key_21 in round_keys_R21:
+        np.multiply(even_2N, _MULTIPLIERS_21, out=product_2N)
+        np.right_shift(crossed_2N, _HALF, out=even_2N)
+        even_2N ^= odd_2N
+        even_2N ^= round_key_21
+        np.bitwise_and(crossed_2N, _LOW, out=odd_2N)
 
 
 def bits(seed: int, stream: str, index: Index, count: int, start: int = 0) -> NDArray[np.uint32]:
