@@ -1,0 +1,98 @@
+"""Made-up images with known truth: chest films with findings, brain slices with a tumour.
+
+They are the embedded default data. Each image is an address (seed, index): its bytes, labels,
+patient and split are functions of that alone, whatever else is drawn; at another size it is the
+same picture, finer or coarser.
+
+About three addresses share a patient, who keeps anatomy (and tumour) from image to image; patients,
+not images, go to train, val or test (70 : 15 : 15). Findings are imbalanced as in a clinic.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from medray import _phantom_brain, _phantom_chest, rng
+from medray._phantom_field import Canvas, with_grain
+from medray.records import Sample
+
+# Addresses are dealt in blocks of 12 to 5 patients: patients differ in how many images they have.
+_BLOCK_IMAGES, _BLOCK_PATIENTS = 12, 5
+_TRAIN, _VAL = 0.70, 0.15
+
+# The width of the picture on the patient.
+_CHEST_MM, _BRAIN_MM = 400.0, 230.0
+
+NORMAL = "normal"
+CLASSES = {"chest": (NORMAL, *_phantom_chest.FINDINGS), "brain": _phantom_brain.GRADES}
+
+
+def chest(seed: int, index: int, size_px: int) -> Sample:
+    """A frontal chest film, uint8 (size_px, size_px), with 0 or 1 for each of five findings.
+
+    `label` is "normal" or the rarest finding present. ValueError for a size outside 8 to 2048 px.
+    """
+    canvas = Canvas.of(size_px)
+    patient = patient_of("chest", seed, index)
+    field, labels = _phantom_chest.draw(seed, patient, index, canvas)
+    present = [name for name in _phantom_chest.RAREST_FIRST if labels[name]]
+    split = split_of("chest", seed, patient)
+    return Sample(
+        key=f"{split}-{index:08d}",
+        image=with_grain(field, seed, "phantom.chest.grain", index, 0.012),
+        label=present[0] if present else NORMAL,
+        labels=labels,
+        patient=f"chest-{seed}-{patient}",
+        split=split,
+        spacing_mm=(_CHEST_MM / size_px, _CHEST_MM / size_px),
+        burned_in=False,
+    )
+
+
+def brain(seed: int, index: int, size_px: int) -> Sample:
+    """An axial FLAIR slice, uint8 (size_px, size_px), with the mask (0, 255) of its tumour.
+
+    `label` is the tumour's grade, "none" where the slice shows none. ValueError as in `chest`.
+    """
+    canvas = Canvas.of(size_px)
+    patient = patient_of("brain", seed, index)
+    field, covered, grade = _phantom_brain.draw(seed, patient, index, canvas)
+    split = split_of("brain", seed, patient)
+    return Sample(
+        key=f"{split}-{index:08d}",
+        image=with_grain(field, seed, "phantom.brain.grain", index, 0.010),
+        label=grade,
+        labels={name: int(grade == name) for name in _phantom_brain.GRADES[1:]},
+        patient=f"brain-{seed}-{patient}",
+        split=split,
+        mask=np.where(covered >= 0.5, np.uint8(255), np.uint8(0)),
+        spacing_mm=(_BRAIN_MM / size_px, _BRAIN_MM / size_px),
+        burned_in=False,
+    )
+
+
+KINDS: dict[str, Callable[[int, int, int], Sample]] = {"chest": chest, "brain": brain}
+
+
+def dataset(kind: str, seed: int, count: int, size_px: int) -> Iterator[Sample]:
+    """The samples of addresses (seed, 0) to (seed, count - 1); ValueError for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown phantoms {kind!r}; there are {', '.join(KINDS)}")
+    if count < 0:
+        raise ValueError(f"count must be 0 or more, got {count}")
+    draw = KINDS[kind]
+    return (draw(seed, index, size_px) for index in range(count))
+
+
+def patient_of(kind: str, seed: int, index: int) -> int:
+    """The patient's number for an address of this kind."""
+    block, place = divmod(index, _BLOCK_IMAGES)
+    stream = f"phantom.{kind}.dealt"
+    slot = rng.integers(seed, stream, block, 1, 0, _BLOCK_PATIENTS, start=place)
+    return block * _BLOCK_PATIENTS + int(slot[0])
+
+
+def split_of(kind: str, seed: int, patient: int) -> str:
+    """train, val or test, for all images of the patient."""
+    place = rng.uniforms(seed, f"phantom.{kind}.split", patient, 1)[0]
+    return "train" if place < _TRAIN else "val" if place < _TRAIN + _VAL else "test"
