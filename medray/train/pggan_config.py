@@ -24,8 +24,12 @@ class PgganConfig(Frozen):
     final_px: int = Field(64, description="resolution at the end of growth, 4 to 1024")
     start_px: int = Field(4, description="resolution at the start")
     total_images: int = Field(12_000_000, ge=1, description="images to train on")
-    fade_images: int = Field(600_000, ge=0, description="images over which a resolution fades in")
-    stable_images: int = Field(600_000, ge=0, description="images after a fade, before the next")
+    fade_images: int | None = Field(
+        None, ge=0, description="images over which a resolution fades in (none: an equal share)"
+    )
+    stable_images: int | None = Field(
+        None, ge=0, description="images after a fade, before the next (none: an equal share)"
+    )
     channels: int = Field(1, description="image channels, 1 or 3")
     latent_dims: int = Field(512, ge=1, description="length of a latent vector")
     fmap_base: int = Field(8192, ge=4, description="width: min(fmap_base / 2^s, fmap_max)")
@@ -96,8 +100,13 @@ class PgganConfig(Frozen):
         return schedule.plan(**self._growth())
 
     def _growth(self) -> dict[str, int]:
-        names = ("final_px", "fade_images", "stable_images", "start_px")
-        return {name: getattr(self, name) for name in names}
+        share = schedule.equal_share(self.total_images, self.final_px, self.start_px)
+        return {
+            "final_px": self.final_px,
+            "start_px": self.start_px,
+            "fade_images": share if self.fade_images is None else self.fade_images,
+            "stable_images": share if self.stable_images is None else self.stable_images,
+        }
 
     def batch_at(self, px: int) -> int:
         """Images a step at `px`, all workers together."""

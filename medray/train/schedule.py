@@ -35,6 +35,11 @@ def levels(final_px: int, start_px: int) -> int:
     return final_px.bit_length() - start_px.bit_length() + 1
 
 
+def equal_share(total_images: int, final_px: int, start_px: int) -> int:
+    """Images of each of the 2L - 1 phases of L levels when they share `total_images` equally."""
+    return -(-total_images // (2 * levels(final_px, start_px) - 1))
+
+
 def images_to_level(level: int, *, fade_images: int, stable_images: int) -> int:
     """Images seen when `level` begins to fade in."""
     return 0 if level == 0 else stable_images + (level - 1) * (fade_images + stable_images)

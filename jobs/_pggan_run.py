@@ -1,0 +1,299 @@
+"""The wiring of jobs/pggan.py: run folder, data, workers, loop, and what a finished run leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from jobs.pggan import PgganJob
+from medray import config as configuration
+from medray import log
+from medray.dist.context import Context, launch, threads_for
+from medray.errors import UsageError
+from medray.rundir import RunDir, numbered
+from medray.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.records import Array
+    from medray.stream.loader import Stream
+    from medray.train.pggan import Pggan
+
+# These change how a run is carried out; a resumed run may change them.
+CHANGEABLE = frozenset(
+    "workers backend engine zero_stage gpus_per_worker cpus_per_worker loader_threads cache_dir "
+    "max_failures keep_last keep_best on_error threads_per_worker".split()
+)
+# Rows, pictures and checkpoints of a run whose cadence nobody named.
+ROWS, PICTURES = 100, 10
+
+
+def train(config: PgganJob) -> None:
+    """Trains from start or newest checkpoint to the end, and leaves pictures, curves and a model."""
+    url = config.run_dir or numbered(_runs_dir(), _name(config))
+    config = resolved(config.model_copy(update={"run_dir": url}))
+    run = RunDir.start(
+        url,
+        config_yaml=configuration.to_yaml(config),
+        config_hash=configuration.digest(config, leave_out=CHANGEABLE),
+        command=shlex.join(["medray", "pggan", *sys.argv[1:]]),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        changeable=CHANGEABLE | configuration.OPERATIONAL,
+    )
+    with run:
+        if run.complete:
+            log.event("complete", f"{url} is complete: nothing to do")
+            return
+        summary = launch(
+            worker,
+            {"config": config.model_dump(mode="json"), "epoch": run.lease.epoch},
+            backend=config.backend,
+            workers=config.workers,
+            gpus_per_worker=config.gpus_per_worker,
+            cpus_per_worker=config.cpus_per_worker,
+            threads_per_rank=config.threads_per_worker,
+            name="pggan",
+            max_failures=config.max_failures,
+        )
+        run.finish(summary)
+    log.event("done", _farewell(Store(url), summary), run_dir=url, **summary)
+
+
+def _farewell(store: Store, summary: dict[str, Any]) -> str:
+    last = max(name for name in store.names("fakes-"))
+    return (
+        f"done: {summary['images']:,} images in {log.duration(summary['duration_s'])}\n"
+        f"  pictures  {store.url}/{last}\n  beside    {store.url}/reals.png\n"
+        f"  curves    {store.url}/progress.png\n  report    {store.url}/report.html"
+    )
+
+
+def _runs_dir() -> str:
+    return configuration.absolute(os.environ.get("MEDRAY_RUNS_DIR", "runs"))
+
+
+def _name(config: PgganJob) -> str:
+    source = Path(config.data[0].rstrip("/")).name if config.data else config.phantoms
+    return f"pggan-{source}{config.final_px}-workers{config.workers}"
+
+
+def resolved(config: PgganJob) -> PgganJob:
+    """What `auto` stands for, decided once: taken from the run folder where one is resumed."""
+    store = Store(str(config.run_dir))
+    if config.resume and store.exists("config.yaml"):
+        before = yaml.safe_load(store.read_bytes("config.yaml"))
+        kept = {
+            name: before[name]
+            for name in ("precision", "threads_per_worker")
+            if name in before and getattr(config, name) in (None, "auto")
+        }
+        config = config.model_copy(update=kept)
+    return _choose(config)
+
+
+def _choose(config: PgganJob) -> PgganJob:
+    from medray.train import precision
+
+    share = max(config.batch, config.total_images // ROWS)
+    shown = max(config.batch, config.total_images // PICTURES)
+    growth = config._growth()
+    update: dict[str, Any] = {
+        "fade_images": growth["fade_images"],
+        "stable_images": growth["stable_images"],
+        "threads_per_worker": config.threads_per_worker or threads_for(config.workers),
+        "log_images": config.log_images or share,
+        "snapshot_images": config.snapshot_images or shown,
+        "checkpoint_images": config.checkpoint_images or config.snapshot_images or shown,
+    }
+    if config.precision == "auto":
+        update["precision"] = precision.resolve(
+            config, threads=update["threads_per_worker"], gpu=config.gpus_per_worker > 0
+        )
+        log.event("precision", f"precision auto: {update['precision']} is faster here")
+    return config.model_copy(update=update)
+
+
+# --- on a worker ------------------------------------------------------------------------------
+
+
+def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
+    """Trains on this rank; rank 0 also writes pictures, checkpoints and the model."""
+    from medray.train.loop import Cadence, Fit
+    from medray.train.pggan import Pggan
+    from medray.train.snapshots import GanSnapshots
+
+    config = PgganJob.model_validate(task["config"])
+    run = RunDir.attach(str(config.run_dir), task["epoch"])
+    algorithm = Pggan(config, context)
+    if config.init_from:
+        take_weights(algorithm, config.init_from)
+    sources = sources_of(config)
+    with stream_of(config, sources, context.rank, context.world) as batches, run:
+        pictures = GanSnapshots(
+            algorithm,
+            reals(config, sources, 256) if context.rank == 0 else None,
+            run,
+            latent_dims=config.latent_dims,
+            seed=config.seed,
+        )
+        cadence = Cadence(
+            config.total_images,
+            config.log_images or config.batch,
+            config.snapshot_images or config.batch,
+            config.checkpoint_images or config.batch,
+            config.keep_last,
+            config.keep_best,
+        )
+        fit = Fit(
+            algorithm,
+            batches,
+            context,
+            run,
+            cadence,
+            batch_at=lambda images: config.batch_at(config.growth_at(images).px),
+            snapshot=pictures,
+        )
+        summary = fit.run()
+        if context.rank == 0:
+            summary |= leave(config, run, algorithm, pictures, summary)
+        context.barrier()
+    return summary
+
+
+def sources_of(config: PgganJob) -> tuple[str, ...]:
+    """The sets to train on; phantoms are made once, in the cache."""
+    if config.data:
+        return config.data
+    from medray import phantoms, shards
+
+    cache = Path(config.cache_dir or os.environ.get("MEDRAY_CACHE_DIR") or _default_cache())
+    name = f"phantoms-{config.phantoms}-{config.final_px}px-{config.phantom_images}-{config.seed}"
+    url = str(cache / name)
+    cache.mkdir(parents=True, exist_ok=True)
+    # Ranks of one machine share the cache: the first makes the set, the others wait for it.
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not Store(url).exists("index.json"):
+            samples = phantoms.dataset(
+                config.phantoms, config.seed, config.phantom_images, config.final_px
+            )
+            classes = phantoms.CLASSES[config.phantoms]
+            shards.write_set(
+                url, samples, name=name, classes=classes, size_px=config.final_px, encoding="raw"
+            )
+    return (url,)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(base).expanduser() / "medray"
+
+
+def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int) -> Stream:
+    """The batches of this rank."""
+    from medray.stream.loader import Source, Stream
+
+    stream = Stream(
+        [Source(url) for url in sources],
+        split=config.split,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        on_error=config.on_error,
+        cache_dir=config.cache_dir,
+        threads=config.loader_threads,
+    )
+    if stream.channels != config.channels:
+        raise UsageError(
+            f"--channels: the set has {stream.channels}, got {config.channels}",
+            hint=f"give --channels {stream.channels}",
+        )
+    if stream.size_px < config.final_px or stream.size_px % config.final_px:
+        raise UsageError(
+            f"--final-px: images of {stream.size_px} px cannot train {config.final_px} px",
+            hint=f"pack the set with --size-px {config.final_px}",
+        )
+    return stream
+
+
+def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> Array:
+    """`count` real images as uint8 at the final resolution, to look at and to score against."""
+    import torch
+
+    from medray.train.pggan import reduced, to_unit
+
+    with stream_of(config, sources, 0, 1) as stream:
+        batch = stream.next(min(count, stream.samples_per_epoch))
+    unit_NCHW = reduced(to_unit(torch.from_numpy(batch.images_NCHW)), config.final_px)
+    eight: Array = ((unit_NCHW + 1) * 127.5).round().to(torch.uint8).numpy()
+    return eight
+
+
+def take_weights(algorithm: Pggan, url: str) -> None:
+    """A warm start: the networks of another run, nothing else of it."""
+    from medray.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(Store(url), None)
+    newest = checkpoints.newest()
+    if newest is None:
+        raise UsageError(f"--init-from: {url} holds no checkpoint", hint="give a run folder")
+    tensors, _ = checkpoints.load(newest)
+    networks = ("generator.", "discriminator.", "ema.")
+    state: dict[str, Tensor] = algorithm.state_dict()
+    state |= {name: t for name, t in tensors.items() if name.startswith(networks)}
+    algorithm.load_state_dict(state)
+
+
+def leave(
+    config: PgganJob, run: RunDir, algorithm: Pggan, pictures: Any, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the model and the report; figures to add to the summary."""
+    from medray.models import weights
+
+    arguments = {
+        name: getattr(config, name)
+        for name in ("final_px", "channels", "latent_dims", "fmap_base", "fmap_max")
+    }
+    about = {"kind": "pggan", "arguments": arguments, "px": algorithm.px, "seed": config.seed}
+    tensors = dict(algorithm.average.named_parameters())
+    sha256 = weights.save_generator(run.store.child("model"), tensors, about, card(config, summary))
+    figures = {
+        "px": algorithm.px,
+        "generator_sha256": sha256,
+        "precision": config.precision,
+        "engine": config.engine,
+        "workers": config.workers,
+        **last_scores(pictures.rows()),
+    }
+    pictures.finish({**summary, **figures}, configuration.to_yaml(config))
+    return figures
+
+
+def last_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The last snapshot's figures."""
+    scored = [row for row in rows if "snapshot/score" in row]
+    if not scored:
+        return {}
+    return {k.replace("snapshot/", ""): v for k, v in scored[-1].items() if k.startswith("snapshot/")}
+
+
+def card(config: PgganJob, summary: dict[str, Any]) -> str:
+    """The model card."""
+    data = ", ".join(Path(url).name for url in config.data) or f"{config.phantoms} phantoms"
+    return f"""# Progressive GAN generator, {config.final_px} px
+
+Trained by medray on: {data} (split {config.split}), {summary["images"]:,} images seen, loss
+{config.loss}, precision {config.precision}, batch {config.batch}, seed {config.seed}.
+
+- Input: {config.latent_dims} numbers from N(0, 1). Output: {config.channels} channel(s) in [-1, 1].
+- Weights: the exponential moving average, `generator.safetensors`; arguments in `config.yaml`.
+- Intended use: research on synthetic images. Not for diagnosis. Not audited for memorised patients.
+"""

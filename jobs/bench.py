@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Benchmarks side by side with the alternative in the same run: a table, and rows as JSON.
+
+Rounds are interleaved, the ratio is taken round by round, the median decides; equal results are checked
+before anything is timed. Not a test: the exit code is 0 whether targets are met or not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medray import log
+from medray.config import JobConfig, Location
+from medray.job import job
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row's median ratio should reach, and what the hardware allows at most.
+
+    `amx` stands in for `ratio` (and `amx_limit` for `limit`) on a CPU with AMX bfloat16. With `within`
+    the ratio is to be 1 up to that share.
+    """
+
+    ratio: float
+    limit: float | None = None
+    amx: float | None = None
+    amx_limit: float | None = None
+    within: float | None = None
+
+
+# Limits: a GAN step from the work that is left (17 of 19 forward units, 12.4 with lazy R1) at the
+# rate of the fastest arithmetic; streaming from mmap and memcpy alone; the rest by definition.
+TARGETS = {
+    "stream_raw": Target(15, limit=51),
+    "stream_zstd": Target(8, limit=10),
+    "stream_foreign": Target(1.0, limit=5),
+    "pack_chest64": Target(0.7),
+    "gan_wgan": Target(1.3, limit=1.9, amx=4, amx_limit=12),
+    "gan_recommended": Target(2, limit=3.3, amx=7, amx_limit=17),
+    "train_vs_torchrun": Target(0.98, limit=1),
+    "workers_2": Target(1.8, limit=2),
+    "memory_estimate": Target(1, within=0.15),
+}
+SUITES = {
+    "stream": ("jobs._bench_stream",),
+    "pack": ("jobs._bench_pack",),
+    "train": ("jobs._bench_gan", "jobs._bench_dist", "jobs._bench_memory"),
+}
+
+Timed = Callable[[], float]
+# name, against, the module's own note of its target (unused here), ours, other, check
+Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
+
+
+class BenchJob(JobConfig):
+    """Which rows, how often, and where the figures go."""
+
+    suite: Literal["all", "stream", "pack", "train"] = Field("all", description="which rows")
+    only: str | None = Field(None, description="one row by name")
+    rounds: int = Field(7, ge=1, description="interleaved rounds of each row")
+    json_file: Location | None = Field(
+        None,
+        description="write the rows here",
+        json_schema_extra={"flag": "--json", "metavar": "FILE"},
+    )
+    json_lines: bool = Field(False, json_schema_extra={"flag": "--json-lines"}, description="JSON log")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; ratios are ours over the other."""
+
+    name: str
+    against: str
+    ratio: float
+    ci_low: float
+    ci_high: float
+    rounds: int
+    target: float
+    met: bool
+    limit_ratio: float | None
+    ours: float
+    other: float
+
+
+def measure(case: Case, rounds: int) -> Row:
+    """Checks that both give the same, then times them in turn."""
+    name, against, _, ours, other, check = case
+    check()
+    pairs = [(ours(), other()) for _ in range(rounds)]
+    ratios = [a / b for a, b in pairs]
+    low, high = interval(ratios)
+    target, goal, limit = TARGETS[name], TARGETS[name].ratio, TARGETS[name].limit
+    if target.amx is not None and has_amx():
+        goal, limit = target.amx, target.amx_limit
+    ratio = statistics.median(ratios)
+    met = ratio >= goal if target.within is None else abs(ratio - 1) <= target.within
+    middle = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return Row(name, against, ratio, low, high, rounds, goal, met, limit, middle[0], middle[1])
+
+
+def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the median."""
+    generator = random.Random(0)
+    medians = sorted(
+        statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(draws)
+    )
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, which multiplies bfloat16 several times as fast."""
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def cases(config: BenchJob) -> Iterator[Case]:
+    """The cases of the chosen suite."""
+    names = SUITES.values() if config.suite == "all" else [SUITES[config.suite]]
+    for module in (module for modules in names for module in modules):
+        for case in importlib.import_module(module).rows(config.rounds):
+            if config.only in (None, case[0]):
+                yield case
+
+
+def run(config: BenchJob) -> None:
+    """Measures, prints the table, writes the rows."""
+    cores = len(os.sched_getaffinity(0))
+    print(f"{platform.processor() or platform.machine()}, {cores} cores, AMX {has_amx()}, warm page cache")
+    print(f"{'row':18s} {'ratio':>7s} {'95% interval':>15s} {'target':>7s}  met  against")
+    rows: list[dict[str, Any]] = []
+    for case in cases(config):
+        row = measure(case, config.rounds)
+        rows.append(asdict(row))
+        met = "yes" if row.met else "no"
+        print(
+            f"{row.name:18s} {row.ratio:7.2f} {row.ci_low:7.2f}-{row.ci_high:<7.2f} "
+            f"{row.target:7.2f}  {met:3s}  {row.against}",
+            flush=True,
+        )
+        if config.json_file:
+            Path(config.json_file).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if not rows:
+        log.warn("bench", f"no row named {config.only!r}; there are: {', '.join(TARGETS)}")
+
+
+main = job(BenchJob, run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Pictures and pages that a run leaves: image grids, film strips, curves, one self-contained HTML file.
+
+Shape letters: N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.images_png import encode_png
+
+Pixels = npt.NDArray[np.uint8]
+GAP_PX = 2
+GREY = 96
+
+
+def grid(images_NCHW: Pixels, *, columns: int, cell_px: int) -> Pixels:
+    """Images side by side, each enlarged by a whole factor to at most `cell_px`; (H, W) or (H, W, 3)."""
+    factor = max(1, cell_px // images_NCHW.shape[-1])
+    big_NCHW = images_NCHW.repeat(factor, axis=2).repeat(factor, axis=3)
+    count, channels, height, width = big_NCHW.shape
+    rows = -(-count // columns)
+    sheet_HWC = np.full(
+        (rows * (height + GAP_PX) - GAP_PX, columns * (width + GAP_PX) - GAP_PX, channels),
+        GREY,
+        np.uint8,
+    )
+    for number, image_CHW in enumerate(big_NCHW):
+        top = number // columns * (height + GAP_PX)
+        left = number % columns * (width + GAP_PX)
+        sheet_HWC[top : top + height, left : left + width] = image_CHW.transpose(1, 2, 0)
+    return sheet_HWC[:, :, 0] if channels == 1 else sheet_HWC
+
+
+def grid_png(images_NCHW: Pixels, *, columns: int = 8, cell_px: int = 64) -> bytes:
+    """`grid` as PNG."""
+    return encode_png(np.ascontiguousarray(grid(images_NCHW, columns=columns, cell_px=cell_px)))
+
+
+def strip_png(sheets: Sequence[Pixels], *, rows_px: int) -> bytes:
+    """The top `rows_px` of each sheet, one below the other: how the same latents grew."""
+    width = min(sheet.shape[1] for sheet in sheets)
+    cuts = [sheet[:rows_px, :width] for sheet in sheets]
+    gap = np.full((GAP_PX, *cuts[0].shape[1:]), GREY, np.uint8)
+    parts = [part for cut in cuts for part in (cut, gap)][:-1]
+    return encode_png(np.ascontiguousarray(np.concatenate(parts)))
+
+
+def curves_png(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> bytes:
+    """Curves over images seen; `panels` maps a title to the metrics drawn in it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.0), layout="constrained")
+    for number, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for name in names:
+            points = [(row["images"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.rpartition("/")[2], linewidth=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("images seen", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+img { max-width: 100%; image-rendering: pixelated; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+pre { overflow: auto; } .note { opacity: .75; }
+"""
+
+
+def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
+    """One HTML page without outside references; `parts` are (heading, HTML)."""
+    body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{content}" for head, content in parts)
+    note = "Research use only. Not for diagnosis. Synthetic images are marked as such."
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+        f'<h1>{html.escape(title)}</h1><p class="note">{note}</p>\n{body}\n</html>\n'
+    )
+
+
+def picture(png: bytes, text: str) -> str:
+    """An image for `page`, embedded."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Names and values for `page`."""
+    cells = "".join(
+        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(_shown(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table>{cells}</table>"
+
+
+def preformatted(text: str) -> str:
+    """Text as it is, for `page`."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,158 @@
+"""Jobs on a Ray cluster through `ray job submit`, with the program's own exit code at the end.
+
+Ray turns every failure into exit code 1; the job's frame prints its true code as the last line, which is
+read here. Token authentication stays on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medray import log
+from medray.config import ENVIRONMENT_PREFIX, SUBMIT_DIR
+from medray.errors import ResourceError, UsageError
+from medray.job import EXIT_LINE
+
+PACKAGE_LIMIT_MIB = 100
+START_TIMEOUT_S = 90
+
+
+def submit(name: str, argv: Sequence[str]) -> int:
+    """Submits jobs/NAME.py with the files of this folder, shows its log and returns its exit code."""
+    script = Path("jobs") / f"{name}.py"
+    if not script.exists():
+        raise UsageError(
+            f"no {script} here: submit from a checkout of medray", hint="cd into the checkout first"
+        )
+    _check_package(Path.cwd())
+    entrypoint = shlex.join(["python", str(script), *argv])
+    environment = {SUBMIT_DIR: os.environ.get(SUBMIT_DIR, os.getcwd())}
+    environment |= {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."),
+        *("--runtime-env-json", json.dumps({"env_vars": environment})),
+        *("--", *shlex.split(entrypoint)),
+    ]
+    return _run_and_read_code(command)
+
+
+def _run_and_read_code(command: Sequence[str]) -> int:
+    environment = {"RAY_AUTH_MODE": "token", **os.environ}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert process.stdout is not None
+    code, tail = None, ""
+    for line in process.stdout:
+        if EXIT_LINE in line:
+            code = int(line.rpartition(EXIT_LINE)[2].split()[0])
+        else:
+            tail = (tail + line)[-2000:]
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    if process.wait() != 0 and code is None:
+        raise ResourceError(
+            "the job ended without an exit code of its own",
+            hint="is the cluster reachable (RAY_API_SERVER_ADDRESS), and RAY_AUTH_TOKEN its token?",
+        )
+    return code or 0
+
+
+def _check_package(folder: Path) -> None:
+    """Says how large the package is that Ray uploads; refuses one that Ray would refuse."""
+    listed = subprocess.run(
+        ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"],
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode != 0:
+        log.debug("package", "not a git checkout: the package's size is not known beforehand")
+        return
+    files = [folder / name for name in listed.stdout.split("\0") if name]
+    sizes = sorted(((p.stat().st_size, p) for p in files if p.is_file()), reverse=True)
+    total_mib = sum(size for size, _ in sizes) / 2**20
+    largest = ", ".join(f"{p.relative_to(folder)} {s / 2**20:.1f} MiB" for s, p in sizes[:3])
+    log.debug("package", f"package: {total_mib:.1f} MiB in {len(sizes)} files; largest: {largest}")
+    if total_mib > PACKAGE_LIMIT_MIB:
+        raise UsageError(
+            f"the folder is {total_mib:.0f} MiB, Ray takes {PACKAGE_LIMIT_MIB}; largest: {largest}",
+            hint="name what the job does not need in .gitignore",
+        )
+
+
+def local(name: str, argv: Sequence[str]) -> int:
+    """Starts a Ray on loopback, submits the job to it, and stops it again, whatever happens."""
+    with local_ray() as (address, token):
+        os.environ |= {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_TOKEN": token}
+        os.environ["RAY_AUTH_MODE"] = "token"
+        return submit(name, argv)
+
+
+@contextlib.contextmanager
+def local_ray() -> Iterator[tuple[str, str]]:
+    """A Ray head of this machine's own: yields its dashboard's URL and its token."""
+    token = secrets.token_hex(32)
+    port = dict(zip(("gcs", "dashboard", "client", "agent"), _free_ports(4), strict=True))
+    folder = tempfile.mkdtemp(prefix="mr-")
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(f"--port={port['gcs']}", f"--dashboard-port={port['dashboard']}"),
+        *(f"--ray-client-server-port={port['client']}", f"--temp-dir={folder}"),
+        *(f"--dashboard-agent-listen-port={port['agent']}", "--object-store-memory=300000000"),
+    ]
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+    }
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            _wait_for(port["dashboard"], process)
+            yield f"http://127.0.0.1:{port['dashboard']}", token
+        finally:
+            _stop(process)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise ResourceError(f"`ray start` ended with {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    raise ResourceError(f"Ray did not answer on port {port} within {START_TIMEOUT_S} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

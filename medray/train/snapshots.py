@@ -1,0 +1,108 @@
+"""What a GAN run shows while it trains: grids at fixed latents, reals beside them, a score, the growth.
+
+Shape letters: N images, C channels, H and W pixels, L latent dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medray import metrics, report, rng
+from medray.images_png import decode_png
+from medray.records import Array
+from medray.rundir import RunDir
+
+GRID_COLUMNS = 8
+GRID_IMAGES = 32
+SCORED_IMAGES = 256
+CELL_PX = 64
+
+
+class Pictured(Protocol):
+    """A model that can be asked for pictures."""
+
+    def sample(self, z_NL: Tensor, images: int) -> Tensor:
+        """uint8 images after so many images seen."""
+
+
+class GanSnapshots:
+    """Draws `fakes-<images>.png` at fixed latents and scores the model against real images.
+
+    `reals_NCHW` are uint8 images at the final resolution.
+    """
+
+    def __init__(
+        self, model: Pictured, reals_NCHW: Array, run: RunDir, *, latent_dims: int, seed: int
+    ) -> None:
+        self.model, self.reals_NCHW, self.run, self.seed = model, reals_NCHW, run, seed
+        drawn = rng.normals(seed, "snapshots", np.arange(SCORED_IMAGES), latent_dims)
+        self.z_NL = torch.from_numpy(drawn)
+        run.write_picture("reals.png", self._grid(reals_NCHW[:GRID_IMAGES]))
+
+    def _grid(self, images_NCHW: Array) -> bytes:
+        cell_px = max(CELL_PX, self.reals_NCHW.shape[-1])
+        return report.grid_png(images_NCHW, columns=GRID_COLUMNS, cell_px=cell_px)
+
+    def __call__(self, images: int) -> dict[str, float]:
+        """Draws the picture after `images` images; a score once the final resolution is reached."""
+        fakes_NCHW = self.model.sample(self.z_NL[:GRID_IMAGES], images).numpy()
+        self.run.write_picture(f"fakes-{images:08d}.png", self._grid(fakes_NCHW))
+        self._progress()
+        if fakes_NCHW.shape[-1] != self.reals_NCHW.shape[-1] or fakes_NCHW.shape[-1] < 16:
+            return {}
+        more_NCHW = self.model.sample(self.z_NL[GRID_IMAGES:], images).numpy()
+        every_NCHW = np.concatenate([fakes_NCHW, more_NCHW])
+        return self._score(every_NCHW)
+
+    def _score(self, fakes_NCHW: Array) -> dict[str, float]:
+        real_NHW, fake_NHW = (x.mean(1) for x in (self.reals_NCHW, fakes_NCHW))
+        by_level = metrics.sliced_wasserstein(real_NHW, fake_NHW, self.seed)
+        figures = {f"swd_{px}px": float(value) for px, value in by_level.items()}
+        return {**figures, "score": float(np.mean(list(by_level.values())))}
+
+    def _progress(self) -> None:
+        if rows := self.rows():
+            panels = {
+                "loss": ("train/loss_d", "train/loss_g"),
+                "D's scores": ("train/score_real", "train/score_fake"),
+                "sliced Wasserstein distance x 1000": tuple(
+                    sorted({name for row in rows for name in row if name.startswith("snapshot/swd")})
+                ),
+                "images/s": ("perf/images_per_s",),
+            }
+            self.run.write_picture("progress.png", report.curves_png(rows, panels))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far."""
+        if not self.run.store.exists("metrics.jsonl"):
+            return []
+        lines = self.run.store.read_bytes("metrics.jsonl").decode().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def growth(self) -> bytes:
+        """The film strip: the first row of every snapshot, in the order of images seen."""
+        names = [n for n in self.run.store.names("fakes-") if n.endswith(".png")]
+        sheets = [decode_png(self.run.store.read_bytes(name)) for name in names]
+        strip = report.strip_png(sheets, rows_px=max(CELL_PX, self.reals_NCHW.shape[-1]))
+        self.run.write_picture("growth.png", strip)
+        return strip
+
+    def finish(self, summary: dict[str, Any], config_yaml: str) -> None:
+        """Draws the growth and writes report.html."""
+        self._progress()
+        pictures = {name: self.run.store.read_bytes(name) for name in ("reals.png", "progress.png")}
+        last = self.run.store.names("fakes-")[-1]
+        parts = [
+            ("Synthetic images", report.picture(self.run.store.read_bytes(last), "synthetic images")),
+            ("Real images", report.picture(pictures["reals.png"], "images trained on")),
+            ("Growth", report.picture(self.growth(), "the same latents while training")),
+            ("Curves", report.picture(pictures["progress.png"], "losses, distance and rate")),
+            ("Figures", report.table(summary)),
+            ("Configuration", report.preformatted(config_yaml)),
+        ]
+        self.run.write_text("report.html", report.page("Progressive GAN", parts))

@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: the real data sets, and one Ray for the session."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Equal threads on every machine: results depend on them bit for bit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets beside the checkout; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.exists():
+        pytest.skip("the real data sets (../shared/data) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unpacked(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Unpacks one of the data sets once and gives its folder."""
+    done: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        if name not in done:
+            target = tmp_path_factory.mktemp(name)
+            with tarfile.open(data_dir / f"{name}.tar") as tar:
+                tar.extractall(target, filter="data")
+            done[name] = target / name
+        return done[name]
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray of two CPUs for the session, without a dashboard; its address."""
+    import ray
+
+    context = ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        configure_logging=False,
+        object_store_memory=200 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
