@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ IMAGES = (*IMAGE_MEMBER.values(), "jpg", "jpeg")
 MASK, RECORD = "mask.png", "json"
 ZSTD_LEVEL = 3
 MAX_ARRAY_BYTES = 1 << 30
+
+# A decompressor is not to be used by two threads at once, and costs as much to make as to use.
+_of_thread = threading.local()
 
 Array = npt.NDArray[Any]
 Buffer = bytes | bytearray | memoryview
@@ -119,6 +123,21 @@ def unzstd(data: Buffer, limit_bytes: int, where: str) -> bytes:
         raise DataError(
             f"the zstd frame is damaged: {error}", code="MR-D029", where=where
         ) from error
+
+
+def unzstd_exactly(data: Buffer, size: int) -> bytes | None:
+    """One zstd frame that holds exactly `size` bytes; None for any other, and for a damaged one."""
+    import zstandard
+
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    try:
+        if zstandard.frame_content_size(data) != size:
+            return None
+        unpacked: bytes = _of_thread.decompressor.decompress(data)
+        return unpacked
+    except zstandard.ZstdError:
+        return None
 
 
 def encode_png(image: Array) -> bytes:

@@ -92,6 +92,13 @@ def open_shard(store: Store, shard: Shard, *, cached: Path | None = None) -> Sha
     return reader
 
 
+def open_scanned(path: Path, shard: Shard, rows: list[Row]) -> ShardReader:
+    """Opens a tar on this machine whose rows a scan made; DataError if its size changed."""
+    reader = ShardReader(shard, rows, _LocalBytes(path))
+    reader.check_size()
+    return reader
+
+
 def _local_or_remote(store: Store, shard: Shard, cached: Path | None) -> _Bytes:
     if cached is not None:
         return _LocalBytes(cached)

@@ -6,6 +6,7 @@ Shape letters: N samples, C channels, H and W pixels.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -168,6 +169,6 @@ class Batch:
     keys: tuple[str, ...]
     images_NCHW: Array
     labels_N: npt.NDArray[np.int64]
-    records: list[dict[str, Any]]
+    records: Sequence[dict[str, Any]]
     first_index: int
     masks_NHW: Array | None = None

@@ -1,0 +1,6 @@
+"""Stage 2: shards to batches on this rank."""
+
+from medray.stream.loader import Stream
+from medray.stream.sets import Source
+
+__all__ = ["Source", "Stream"]
