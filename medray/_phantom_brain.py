@@ -1,9 +1,9 @@
 """An axial brain slice as FLAIR shows it, with a tumour and the mask of all its abnormal tissue.
 
-u runs to the right of the picture, v from the forehead (top, negative) to the back; a = |u|. z is the
-slice's level: 0 through the bodies of the lateral ventricles, -0.6 at the third ventricle, 0.9 near
-the top of the head. FLAIR darkens fluid, so ventricles and sulci are black, grey matter is brighter
-than white, and abnormal tissue is the brightest. Slices of one patient cut one and the same tumour.
+u runs to the right of the picture, v from the forehead (top, negative) to the back; a = |u|. The
+level of a slice is 0 through the bodies of the lateral ventricles, -0.6 at the third ventricle, 0.9
+near the top of the head. FLAIR darkens fluid, so ventricles and sulci are black, grey matter is
+brighter than white, and abnormal tissue is the brightest. Slices of one patient cut one tumour.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ GRADES = ("none", "low_grade", "high_grade")
 # Of the patients; some slices of a patient with a tumour miss it.
 LOW_GRADE, HIGH_GRADE = 0.36, 0.16
 
-WARP_CELLS, SHAPE_CELLS, FOLD_CELLS, FINE_CELLS, COIL_CELLS = 5, 8, 13, 30, 2
-PATIENT_NORMALS = lattice(WARP_CELLS) + lattice(SHAPE_CELLS)
+WARP_CELLS, SHAPE_CELLS, LOBE_CELLS, FOLD_CELLS, FINE_CELLS, COIL_CELLS = 5, 7, 16, 24, 34, 2
+PATIENT_NORMALS = lattice(WARP_CELLS) + lattice(SHAPE_CELLS) + lattice(LOBE_CELLS)
 IMAGE_NORMALS = lattice(FOLD_CELLS) + lattice(FINE_CELLS) + lattice(COIL_CELLS)
 
 FLUID, WHITE, GREY, FAT, BONE = 0.07, 0.40, 0.53, 0.74, 0.05
@@ -52,7 +52,7 @@ class Tumour:
             radius=d.between(0.20, 0.31) if high else d.between(0.13, 0.25),
             stretch=d.between(1.0, 1.4),
             turn=d.between(0.0, np.pi),
-            push=d.between(0.3, 0.55) if high else d.between(0.05, 0.25),
+            push=d.between(0.35, 0.6) if high else d.between(0.15, 0.4),
         )
 
     def reach(self, level: float) -> float:
@@ -81,7 +81,7 @@ class Head:
             width=d.around(0.67, 0.06),
             length=d.around(0.84, 0.06),
             egg=d.around(0.07, 0.06),
-            fluid=d.between(0.10, 0.34),
+            fluid=d.between(0.17, 0.38),
             ventricles=d.between(0.75, 1.5),
             contrast=d.between(0.8, 1.3),
             tumour=Tumour.of(d),
@@ -143,16 +143,17 @@ class Slice:
         return cls(level, rho, depth, u, v, np.abs(u))
 
 
-def tissue(head: Head, cut: Slice, fold: Field, fine: Field) -> Field:
-    """Brain without the tumour: white matter, cortex and its folds, deep nuclei, fluid spaces."""
-    fold = fold + 0.25 * fine
-    rim = step(0.17 - cut.depth + 0.02 * fine, 0.14)
+def matter(head: Head, cut: Slice, fold: Field, fine: Field) -> Field:
+    """Brain without fluid and tumour: white matter, the cortex along its folds, deep nuclei."""
+    rim = step(0.20 - cut.depth + 0.02 * fine, 0.16)
     cortex = np.maximum(hump(fold, 0.95) * rim, step(0.045 - cut.depth, 0.03))
     grey = np.maximum(cortex, nuclei(cut))
-    matter = WHITE + (GREY - WHITE) * head.contrast * grey + 0.012 * fine
-    furrows = hump(fold, head.fluid) * step(0.15 - cut.depth, 0.10)
-    fluid = np.maximum(np.maximum(0.9 * furrows, fissures(cut)), ventricles(head, cut))
-    return np.asarray(matter + (FLUID - matter) * fluid)
+    return np.asarray(WHITE + (GREY - WHITE) * head.contrast * grey + 0.012 * fine)
+
+
+def furrows(head: Head, cut: Slice, fold: Field) -> Field:
+    """Fluid in the folds of the surface, wider in an old brain."""
+    return np.asarray(0.9 * hump(fold, head.fluid) * step(0.17 - cut.depth, 0.14))
 
 
 def nuclei(cut: Slice) -> Field:
@@ -196,15 +197,15 @@ def lesion(
 ) -> tuple[Field, Field]:
     """(radius in units of the tumour's own, 1 on its border; how much of a pixel is abnormal)."""
     radii = (reach * np.sqrt(tumour.stretch), reach / np.sqrt(tumour.stretch))
-    r = np.sqrt(ellipse(frame[0], frame[1], tumour.centre, radii, tumour.turn)) + 0.17 * shape
+    r = np.sqrt(ellipse(frame[0], frame[1], tumour.centre, radii, tumour.turn)) + shape
     return r, step(1 - r, 0.03 / reach)
 
 
 def with_tumour(tumour: Tumour, brain: Field, r: Field, fine: Field, fold: Field) -> Field:
     """Low grade: even and bright with a soft border. High grade: a rim, dead tissue, oedema."""
-    bright = 0.27 + 0.02 * fine
+    bright = 0.10 + 0.015 * fine + 0.02 * fold
     if tumour.grade == "low_grade":
-        return np.asarray(brain + (0.12 + 0.55 * (0.75 - brain) + bright * 0.5) * step(1 - r, 0.35))
+        return np.asarray(brain + (0.60 * (0.74 - brain) + bright) * step(1.02 - r, 0.45))
     oedema = step(1 - r, 0.22) * (0.62 + 0.10 * fold)
     core, dead = step(0.66 - r + 0.05 * fine, 0.12), step(0.46 - r + 0.07 * fine, 0.14)
     level = brain + (0.80 - brain) * np.clip(oedema, 0.0, 1.0)
@@ -232,14 +233,19 @@ def draw(seed: int, patient: int, index: int, canvas: Canvas) -> tuple[Field, Fi
     x, y = canvas.grid()
     cos, sin = np.cos(scan.turn) / scan.zoom, np.sin(scan.turn) / scan.zoom
     frame = (cos * x + sin * y - scan.shift[0], cos * y - sin * x - scan.shift[1])
-    warp, shape = canvas.noise(own, WARP_CELLS), canvas.noise(own, SHAPE_CELLS)
+    warp = canvas.noise(own, WARP_CELLS)
+    shape = 0.18 * canvas.noise(own, SHAPE_CELLS) + 0.13 * canvas.noise(own, LOBE_CELLS)
     fold, fine = canvas.noise(draws, FOLD_CELLS), canvas.noise(draws, FINE_CELLS)
     reach = tumour.reach(scan.level)
     cut = Slice.of(head, scan.level, *frame, warp, reach)
-    brain, covered = tissue(head, cut, fold, fine), np.zeros_like(warp)
+    fold = fold + 0.25 * fine
+    brain, folds = matter(head, cut, fold, fine), furrows(head, cut, fold)
+    spaces, covered = np.maximum(fissures(cut), ventricles(head, cut)), np.zeros_like(warp)
     if reach > 0:
         r, covered = lesion(tumour, reach, frame, shape)
-        brain, covered = with_tumour(tumour, brain, r, fine, fold), covered * (cut.depth > 0)
+        brain, folds = with_tumour(tumour, brain, r, fine, fold), folds * step(r - 0.75, 0.4)
+        covered = covered * (cut.depth > 0) * (spaces < 0.5)
+    brain = brain + (FLUID - brain) * np.maximum(folds, spaces)
     signal = around(brain, cut) * (1 + scan.coil * canvas.noise(draws, COIL_CELLS))
     grey = np.clip(scan.bright * signal, 0.0, 1.0) ** scan.gamma
     return canvas.reduce(grey), canvas.reduce(covered), tumour.grade if reach > 0 else "none"

@@ -1,8 +1,7 @@
 """A frontal chest film as a sum of what the beam passes: body, air, heart, bones, findings.
 
 u runs to the patient's left (the right of the picture), v towards the feet, both about -1..1 over
-the film; a = |u|. The picture is 1 - exp(-attenuation) under a window, as film and detector do.
-Findings change the anatomy (a larger heart, a fallen lung) or replace air.
+the film; a = |u|. Findings change the anatomy (a larger heart, a fallen lung) or replace air.
 """
 
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medray._phantom_field import Canvas, Draws, Field, dome, ellipse, hump, lattice, step
+from medray._phantom_film import Exposure, developed, positioned
 
 STREAM = "phantom.chest"
 
@@ -63,7 +63,7 @@ class Anatomy:
             rib_tilt=d.around(0.50, 0.22),
             rib_density=d.around(0.19, 0.07),
             clavicle=(d.around(-0.60, 0.06), d.around(0.20, 0.12)),
-            breast=d.between(0.06, 0.2) if d.chance(0.4) else 0.0,
+            breast=d.between(0.05, 0.14) if d.chance(0.4) else 0.0,
             fat=d.between(0.0, 0.25),
             scoliosis=d.around(0.0, 0.05),
         )
@@ -73,7 +73,7 @@ class Anatomy:
 class Findings:
     """What one image shows, with where and how much."""
 
-    labels: dict[str, int]
+    labels: dict[str, int | None]
     heart_scale: float
     effusions: tuple[tuple[float, float], ...]
     consolidations: tuple[tuple[float, float, float, float], ...]
@@ -162,7 +162,7 @@ class Thorax:
 
 def body(anatomy: Anatomy, thorax: Thorax) -> Field:
     """Soft tissue in the beam: neck, shoulders, trunk, thicker in the middle; breasts."""
-    u, v, a = thorax.u, thorax.v, thorax.a
+    v, a = thorax.v, thorax.a
     shoulder = step(v + 0.86 - 0.10 * a, 0.34)
     half = 0.23 + (anatomy.width + 0.11 + 0.3 * anatomy.fat - 0.23) * shoulder
     half = half + 0.30 * step(v + 0.84, 0.2) * step(-0.05 - v, 1.3)
@@ -177,7 +177,7 @@ def body(anatomy: Anatomy, thorax: Thorax) -> Field:
 
 def ribs(anatomy: Anatomy, thorax: Thorax) -> Field:
     """Posterior ribs (arched), anterior ribs (falling to the midline, fainter), chest wall."""
-    u, v, a = thorax.u, thorax.v, thorax.a
+    v, a = thorax.v, thorax.a
     cage = step(thorax.outer + 0.035 - a, 0.03)
     bend = anatomy.rib_tilt * np.maximum(a - 0.22, 0.0) ** 2 * (1.3 - 0.8 * v) + 0.12 * a
     back = _bars(v - bend - anatomy.apex, anatomy.rib_step, anatomy.rib_half)
@@ -226,7 +226,7 @@ def girdle(anatomy: Anatomy, thorax: Thorax) -> Field:
 
 def mediastinum(anatomy: Anatomy, thorax: Thorax, scale: float) -> Field:
     """Heart, great vessels, aortic knob and the air of the windpipe."""
-    u, v, a = thorax.u, thorax.v, thorax.a
+    u, v = thorax.u, thorax.v
     long, short, turn = anatomy.heart
     floor = (anatomy.base[0] + anatomy.base[1]) / 2
     centre = (0.12 + 0.10 * (scale - 1), floor - 0.13 - 0.12 * (scale - 1))
@@ -239,6 +239,8 @@ def mediastinum(anatomy: Anatomy, thorax: Thorax, scale: float) -> Field:
     trunk = dome(ellipse(u, v, (0.12, -0.13), (0.095, 0.12), 0.3))
     pipe = step(0.038 - np.abs(u + 0.012), 0.03) * step(-0.22 - v, 0.12)
     central = np.maximum(np.maximum(0.28 * vessels, 0.44 * heart), 0.27 * np.maximum(knob, trunk))
+    # The liver hides what of the heart lies under the diaphragm's dome.
+    central *= 0.2 + 0.8 * step(thorax.floor + 0.01 - v, 0.06)
     return np.asarray(central - 0.16 * pipe)
 
 
@@ -307,53 +309,9 @@ def _fluid(thorax: Thorax, side: float, height: float) -> Field:
     return np.asarray(step(thorax.v - level, 0.17) * thorax.beside(side))
 
 
-@dataclass(frozen=True)
-class Exposure:
-    """How one film was taken: the patient's position, the window, the shutters, the marker."""
-
-    turn: float
-    shift: tuple[float, float]
-    zoom: float
-    dark: float
-    bright: float
-    gamma: float
-    grain: float
-    shutter: tuple[float, float, float, float]
-    marker: tuple[float, float] | None
-    gas: float
-
-    @classmethod
-    def of(cls, d: Draws) -> "Exposure":
-        """The exposure of one image."""
-        return cls(
-            turn=d.around(0.0, 0.09),
-            shift=(d.around(0.0, 0.07), d.around(0.0, 0.07)),
-            zoom=d.around(1.0, 0.10),
-            dark=d.around(0.04, 0.09),
-            bright=d.around(0.90, 0.08),
-            gamma=d.between(0.85, 1.25),
-            grain=d.between(0.006, 0.02),
-            shutter=_shutter(d),
-            marker=(d.between(-0.92, -0.80), d.between(-0.85, -0.55)) if d.chance(0.5) else None,
-            gas=d.between(0.12, 0.34) if d.chance(0.55) else 0.0,
-        )
-
-
-def _shutter(d: Draws) -> tuple[float, float, float, float]:
-    """Where the collimator's blades stand (left, right, top, bottom); 1 is the film's edge."""
-    blades = [d.between(0.90, 1.0) if d.chance(0.15) else 1.1 for _ in range(4)]
-    return blades[0], blades[1], blades[2], blades[3]
-
-
-def positioned(exposure: Exposure, x: Field, y: Field, bend: Field) -> tuple[Field, Field]:
-    """Film to patient coordinates; `bend` is a slight uneven stretch."""
-    cos, sin = np.cos(exposure.turn) / exposure.zoom, np.sin(exposure.turn) / exposure.zoom
-    u = cos * x + sin * y - exposure.shift[0] + 0.010 * bend
-    v = cos * y - sin * x - exposure.shift[1] + 0.010 * bend
-    return np.asarray(u), np.asarray(v)
-
-
-def draw(seed: int, patient: int, index: int, canvas: Canvas) -> tuple[Field, dict[str, int]]:
+def draw(
+    seed: int, patient: int, index: int, canvas: Canvas
+) -> tuple[Field, dict[str, int | None]]:
     """One film (size_px, size_px), 0..1, and its findings."""
     own = Draws(seed, STREAM + ".patient", patient, normals=lattice(BEND_CELLS))
     draws = Draws(seed, STREAM, index, normals=IMAGE_NORMALS)
@@ -366,14 +324,4 @@ def draw(seed: int, patient: int, index: int, canvas: Canvas) -> tuple[Field, di
     beam += girdle(anatomy, thorax) + mediastinum(anatomy, thorax, found.heart_scale)
     beam += lungs(thorax, found, canvas, draws) + abdomen(thorax, exposure.gas)
     beam *= 1 + 0.03 * canvas.noise(draws, TISSUE_CELLS)
-    return canvas.reduce(_developed(exposure, beam, x, y)), found.labels
-
-
-def _developed(exposure: Exposure, beam: Field, x: Field, y: Field) -> Field:
-    """The beam's attenuation as grey on film, with marker and shutters."""
-    grey = 1 - np.exp(-1.55 * np.maximum(beam, 0.0))
-    grey = (grey - exposure.dark) * (1 / (exposure.bright - exposure.dark))
-    grey = np.clip(grey, 0.0, 1.0) ** exposure.gamma
-    left, right, top, bottom = exposure.shutter
-    open_ = (x > -left) & (x < right) & (y > -top) & (y < bottom)
-    return np.asarray(grey * open_)
+    return canvas.reduce(developed(exposure, beam, x, y)), found.labels

@@ -7,6 +7,7 @@ double still give the same 8-bit picture.
 Shape letters: S pixels a side of the drawing, K cells of a noise lattice.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +27,7 @@ class Draws:
     """Numbers of one address, taken one after the other: 64 uniform ones, `normals` normal ones."""
 
     def __init__(self, seed: int, stream: str, index: int, normals: int = 0) -> None:
-        self._left = iter(rng.uniforms(seed, stream, index, 64).tolist())
+        self._left: Iterator[float] = iter(rng.uniforms(seed, stream, index, 64).tolist())
         self._normals = rng.normals(seed, stream, index, normals, start=64).astype(np.float64)
 
     def between(self, low: float, high: float) -> float:
@@ -74,7 +75,7 @@ class Canvas:
 
     def grid(self) -> tuple[Field, Field]:
         """x (1, S) and y (S, 1) of the fine drawing's pixel centres."""
-        axis = (np.arange(self.drawn_px) + 0.5) * (2 / self.drawn_px) - 1
+        axis: Field = (np.arange(self.drawn_px, dtype=np.float64) + 0.5) * (2 / self.drawn_px) - 1
         return axis[None, :], axis[:, None]
 
     def reduce(self, field: Field) -> Field:
@@ -168,4 +169,5 @@ def with_grain(field: Field, seed: int, stream: str, index: int, grain: float) -
     size_px = len(field)
     noise = rng.normals(seed, stream, index, field.size).reshape(field.shape)
     seen = field + noise * (grain * min(size_px / 256, 1.0))
-    return np.rint(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(np.clip(seen, 0.0, 1.0) * 255).astype(np.uint8)
+    return grey
