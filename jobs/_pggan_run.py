@@ -1,4 +1,4 @@
-"""The wiring of jobs/pggan.py: run folder, data, workers, loop, and what a finished run leaves."""
+"""The wiring of jobs/pggan.py: run folder, data, workers, loop, what a finished run leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medray.stream.loader import Stream
     from medray.train.pggan import Pggan
 
-# These change how a run is carried out; a resumed run may change them.
+# How a run is carried out: a resumed run may change these.
 CHANGEABLE = frozenset(
     "workers backend engine zero_stage gpus_per_worker cpus_per_worker loader_threads cache_dir "
     "max_failures keep_last keep_best on_error threads_per_worker".split()
@@ -36,7 +36,7 @@ ROWS, PICTURES = 100, 10
 
 
 def train(config: PgganJob) -> None:
-    """Trains from start or newest checkpoint to the end, and leaves pictures, curves and a model."""
+    """Trains from the start or the newest checkpoint to the end."""
     url = config.run_dir or numbered(_runs_dir(), _name(config))
     config = resolved(config.model_copy(update={"run_dir": url}))
     run = RunDir.start(
@@ -282,7 +282,9 @@ def last_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
     scored = [row for row in rows if "snapshot/score" in row]
     if not scored:
         return {}
-    return {k.replace("snapshot/", ""): v for k, v in scored[-1].items() if k.startswith("snapshot/")}
+    return {
+        k.replace("snapshot/", ""): v for k, v in scored[-1].items() if k.startswith("snapshot/")
+    }
 
 
 def card(config: PgganJob, summary: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Benchmarks side by side with the alternative in the same run: a table, and rows as JSON.
 
-Rounds are interleaved, the ratio is taken round by round, the median decides; equal results are checked
-before anything is timed. Not a test: the exit code is 0 whether targets are met or not.
+Rounds are interleaved, the ratio is taken round by round, the median decides; equal results are
+checked before anything is timed. Not a test: the exit code is 0 whether targets are met or not.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from medray.job import job
 class Target:
     """What a row's median ratio should reach, and what the hardware allows at most.
 
-    `amx` stands in for `ratio` (and `amx_limit` for `limit`) on a CPU with AMX bfloat16. With `within`
-    the ratio is to be 1 up to that share.
+    `amx` stands in for `ratio` (and `amx_limit` for `limit`) on a CPU with AMX bfloat16. With
+    `within` the ratio is to be 1 up to that share.
     """
 
     ratio: float
@@ -76,7 +76,9 @@ class BenchJob(JobConfig):
         description="write the rows here",
         json_schema_extra={"flag": "--json", "metavar": "FILE"},
     )
-    json_lines: bool = Field(False, json_schema_extra={"flag": "--json-lines"}, description="JSON log")
+    json_lines: bool = Field(
+        False, json_schema_extra={"flag": "--json-lines"}, description="JSON log"
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def cases(config: BenchJob) -> Iterator[Case]:
 def run(config: BenchJob) -> None:
     """Measures, prints the table, writes the rows."""
     cores = len(os.sched_getaffinity(0))
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, AMX {has_amx()}, warm page cache")
+    print(
+        f"{platform.processor() or platform.machine()}, {cores} cores, AMX {has_amx()}, warm page cache"
+    )
     print(f"{'row':18s} {'ratio':>7s} {'95% interval':>15s} {'target':>7s}  met  against")
     rows: list[dict[str, Any]] = []
     for case in cases(config):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains a progressive GAN on a set of shards, data-parallel on Ray.
 
-Without --data it trains on phantoms. The run folder keeps pictures, curves, checkpoints and the model;
-killed at any moment, the same command with --resume ends with the same weights.
+Without --data it trains on phantoms. The run folder keeps pictures, curves, checkpoints and the
+model; killed at any moment, the same command with --resume ends with the same weights.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ class PgganJob(RunJob, PgganConfig):
     """A progressive GAN run: what to train on, where, how wide, how long."""
 
     data: tuple[Location, ...] = Field(
-        (), description="sets of shards (folder or URL); none: phantoms", json_schema_extra={"metavar": "URL"}
+        (),
+        description="sets of shards (folder or URL); none: phantoms",
+        json_schema_extra={"metavar": "URL"},
     )
-    phantoms: Literal["chest", "brain"] = Field("chest", description="phantoms where --data is not given")
+    phantoms: Literal["chest", "brain"] = Field(
+        "chest", description="phantoms where --data is not given"
+    )
     phantom_images: int = Field(2000, ge=16, description="number of phantoms")
     split: Literal["train", "val", "test"] = Field("train", description="split to train on")
     on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
-    cache_dir: Location | None = Field(None, description="where remote shards and phantoms are kept")
+    cache_dir: Location | None = Field(
+        None, description="where remote shards and phantoms are kept"
+    )
     loader_threads: int = Field(2, ge=1, description="threads that read and decode, per worker")
-    backend: Literal["ray", "torchrun", "local"] = Field("ray", description="who starts the workers")
+    backend: Literal["ray", "torchrun", "local"] = Field(
+        "ray", description="who starts the workers"
+    )
     workers: int = Field(1, ge=1, description="data-parallel workers (ranks)")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker, for Ray's placement")
@@ -41,7 +49,9 @@ class PgganJob(RunJob, PgganConfig):
     snapshot_images: int | None = Field(None, ge=1, description="images between picture grids")
     checkpoint_images: int | None = Field(None, ge=1, description="images between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_best: int = Field(1, ge=0, description="best checkpoints kept, by sliced Wasserstein distance")
+    keep_best: int = Field(
+        1, ge=0, description="best checkpoints kept, by sliced Wasserstein distance"
+    )
 
     @model_validator(mode="after")
     def _batch_divides(self) -> PgganJob:

@@ -85,7 +85,9 @@ def _local(argv: Sequence[str]) -> int:
 def _job_argument(argv: Sequence[str]) -> str:
     if not argv or argv[0] not in job_names():
         given = repr(argv[0]) if argv else "nothing"
-        raise UsageError(f"give the name of a job, got {given}; there are: {', '.join(job_names())}")
+        raise UsageError(
+            f"give the name of a job, got {given}; there are: {', '.join(job_names())}"
+        )
     return argv[0]
 
 

@@ -1,7 +1,7 @@
 """Configuration: frozen pydantic models <-> YAML <-> command line. An unknown key is an error.
 
-Precedence: flag, environment (MEDRAY_<FIELD>), YAML (--config), default. Only argparse and pydantic are
-imported here, so that `--help` answers at once.
+Precedence: flag, environment (MEDRAY_<FIELD>), YAML (--config), default. Only argparse and pydantic
+are imported here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ class JobConfig(Frozen):
     """What every job takes."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="every random number is a function of it")
-    dry_run: bool = Field(False, description="print what would be done, and what it takes; do nothing")
+    dry_run: bool = Field(
+        False, description="print what would be done, and what it takes; do nothing"
+    )
     json_lines: bool = Field(
         False, description="log one JSON object per event", json_schema_extra={"flag": "--json"}
     )
-    quiet: bool = Field(False, description="warnings and errors only", json_schema_extra={"short": "-q"})
+    quiet: bool = Field(
+        False, description="warnings and errors only", json_schema_extra={"short": "-q"}
+    )
     verbose: bool = Field(False, description="details too", json_schema_extra={"short": "-v"})
     debug: bool = Field(False, description="show tracebacks")
 

@@ -1,4 +1,4 @@
-"""The errors a person sees: each says what, what was given and what is allowed, and carries its exit code.
+"""The errors a person sees: what, what was given, what is allowed, and an exit code.
 
 Exit codes: 0 done, 1 unexpected, 2 usage or configuration, 3 data, 4 environment or resources,
 5 a quality gate failed, 75 stopped and resumable, 130 and 143 interrupted.
@@ -38,7 +38,7 @@ class UsageError(MedrayError, ValueError):
 
 
 class DataError(MedrayError, ValueError):
-    """Data that cannot be taken; `code` is stable (MR-Dnnn), `where` names the file and the place."""
+    """Data that cannot be taken; `code` is stable (MR-Dnnn), `where` names file and place."""
 
     exit_code = 3
 

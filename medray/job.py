@@ -1,4 +1,4 @@
-"""What every job does alike: parse, log, run, and end with the right exit code and a readable error.
+"""What every job does alike: parse, log, run, end with the right exit code or a readable error.
 
 A job script is a configuration class, a `run(config)` and one line: `main = job(Config, run)`.
 """
@@ -48,7 +48,9 @@ class RunJob(JobConfig):
 class OutJob(JobConfig):
     """A job that makes a set or a table: run again with the same plan, it goes on."""
 
-    out: Location = Field(description="folder or URL for the result", json_schema_extra={"metavar": "URL"})
+    out: Location = Field(
+        description="folder or URL for the result", json_schema_extra={"metavar": "URL"}
+    )
     overwrite: bool = Field(False, description="remove what is there first")
 
 
@@ -83,7 +85,9 @@ def _guarded(
         if debug:
             traceback.print_exc()
         name = "usage" if isinstance(error, UsageError) else "failed"
-        (log.warn if error.exit_code == 75 else log.error)(name, str(error), exit_code=error.exit_code)
+        (log.warn if error.exit_code == 75 else log.error)(
+            name, str(error), exit_code=error.exit_code
+        )
         return error.exit_code
     except KeyboardInterrupt:
         log.error("interrupted", "interrupted; the same command goes on")

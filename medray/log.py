@@ -1,4 +1,4 @@
-"""One line per event: text for people, or a JSON object with `--json`; and progress with rate and time left.
+"""One line per event, text for people or JSON with `--json`; progress with rate and time left.
 
 Off a terminal there are no control codes, and at most one progress line per 30 seconds.
 """
@@ -81,7 +81,7 @@ def _text_line(level: str, name: str, text: str, fields: dict[str, Any]) -> str:
 class Progress:
     """Progress of `total` units: a bar on a terminal, else a plain line per 30 s.
 
-    `done` at the first update is the starting point of the rate, so a resumed run does not flatter itself.
+    The rate counts from the first update, so that a resumed run does not flatter itself.
     """
 
     def __init__(self, what: str, total: int, unit: str = "images") -> None:
@@ -153,7 +153,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

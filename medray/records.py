@@ -41,8 +41,9 @@ class Provenance:
 class Sample:
     """One image with what is known of it.
 
-    `image` is (H, W) or (H, W, 3), uint8 or uint16 (features: any shape, floating); `mask` is (H, W)
-    uint8 with 0 and 255. `labels` holds 1, 0 or None (unknown) per finding, `label` one class or None.
+    `image` is (H, W) or (H, W, 3), uint8 or uint16 (features: any shape, floating); `mask` is
+    (H, W) uint8 with 0 and 255. `labels` holds 1, 0 or None (unknown) per finding, `label` one
+    class or None.
     """
 
     key: str
@@ -81,7 +82,9 @@ class Sample:
         cls, key: str, record: dict[str, Any], image: Array, mask: Array | None = None
     ) -> Sample:
         """The sample that `record()` described, with its pixels."""
-        known = {name: record.get(name) for name in ("label", "patient", "source_sha256", "burned_in")}
+        known = {
+            name: record.get(name) for name in ("label", "patient", "source_sha256", "burned_in")
+        }
         pairs = {
             name: None if record.get(name) is None else (record[name][0], record[name][1])
             for name in ("spacing_mm", "window")
@@ -138,7 +141,7 @@ class ShardIndex:
 
     @classmethod
     def from_json(cls, text: str, where: str = "index.json") -> ShardIndex:
-        """Reads this schema and the one before; raises DataError for any other, and for bad fields."""
+        """Reads this schema and the one before; DataError for any other, and for bad fields."""
         try:
             fields = json.loads(text)
             schema = fields.pop("schema")

@@ -1,4 +1,4 @@
-"""Pictures and pages that a run leaves: image grids, film strips, curves, one self-contained HTML file.
+"""Pictures and pages that a run leaves: grids, film strips, curves, one self-contained HTML file.
 
 Shape letters: N images, C channels, H and W pixels.
 """
@@ -22,7 +22,7 @@ GREY = 96
 
 
 def grid(images_NCHW: Pixels, *, columns: int, cell_px: int) -> Pixels:
-    """Images side by side, each enlarged by a whole factor to at most `cell_px`; (H, W) or (H, W, 3)."""
+    """Images side by side, each enlarged by a whole factor to `cell_px` at most; (H, W[, 3])."""
     factor = max(1, cell_px // images_NCHW.shape[-1])
     big_NCHW = images_NCHW.repeat(factor, axis=2).repeat(factor, axis=3)
     count, channels, height, width = big_NCHW.shape

@@ -1,7 +1,7 @@
 """A folder, or a prefix of an object store, behind one small interface (fsspec underneath).
 
-What is written appears whole or not at all, and survives a power cut: `.part`, fsync, rename, fsync of
-the folder; on an object store a single PUT.
+What is written appears whole or not at all, and survives a power cut: `.part`, fsync, rename,
+fsync of the folder; on an object store a single PUT.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_folder(folder: Path) -> None:
 
 
 class Store:
-    """A root (path or URL) and the named objects below it. Names are relative, with `/` between parts."""
+    """A root (path or URL) and the objects below it; names are relative, with `/` between parts."""
 
     def __init__(self, url: str | Path) -> None:
         text = str(url)
@@ -163,7 +163,7 @@ class Store:
             self._call("rm", self._remote(name), recursive=True)
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """One call of the filesystem; its many exceptions become FileNotFoundError or ResourceError."""
+        """One call; the many exceptions become FileNotFoundError or ResourceError."""
         try:
             return getattr(self._fs, method)(*arguments, **named)
         except FileNotFoundError:

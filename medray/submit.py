@@ -1,7 +1,7 @@
 """Jobs on a Ray cluster through `ray job submit`, with the program's own exit code at the end.
 
-Ray turns every failure into exit code 1; the job's frame prints its true code as the last line, which is
-read here. Token authentication stays on.
+Ray turns every failure into exit code 1; the job's frame prints its true code as the last line,
+which is read here. Token authentication stays on.
 """
 
 from __future__ import annotations

@@ -27,9 +27,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def unpacked(
-    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def unpacked(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Unpacks one of the data sets once and gives its folder."""
     done: dict[str, Path] = {}
 

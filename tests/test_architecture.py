@@ -56,8 +56,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _part(path: Path) -> str:
-    """The package or module that a file of medray/ belongs to; `_tar.py` and `images_png.py` go with
-    the module that they were split from."""
+    """What a file of medray/ belongs to; `_tar.py` goes with the module it was split from."""
     first = path.relative_to(ROOT / "medray").parts[0].removesuffix(".py")
     return SPLIT_FROM.get(first, first)
 
@@ -95,9 +94,11 @@ def test_imports_go_down_only(path: Path) -> None:
             other = SPLIT_FROM.get(rest.split(".")[0], rest.split(".")[0])
             if top == "medray" and rest and part not in ("cli", "__init__"):
                 allowed = MAY_IMPORT[part] | {part}
-                assert other in allowed or not (ROOT / "medray" / other).exists() and not (
-                    ROOT / "medray" / f"{other}.py"
-                ).exists(), f"medray/{part} imports {name}"
+                assert (
+                    other in allowed
+                    or not (ROOT / "medray" / other).exists()
+                    and not (ROOT / "medray" / f"{other}.py").exists()
+                ), f"medray/{part} imports {name}"
         if package == "jobs":
             assert top != "serve", f"imports {name}"
 
@@ -124,7 +125,9 @@ def test_functions_and_files_stay_short(path: Path) -> None:
 
 def test_there_is_no_import_cycle_between_the_modules() -> None:
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in SOURCES}
-    edges = {name: {i for i in _top_imports(path) if i in modules} for name, path in modules.items()}
+    edges = {
+        name: {i for i in _top_imports(path) if i in modules} for name, path in modules.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -141,7 +144,8 @@ def test_there_is_no_import_cycle_between_the_modules() -> None:
 def _top_imports(path: Path) -> Iterator[str]:
     """Imports that run when the module is imported (not those inside functions)."""
     body = ast.Module(
-        [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)],
+        [],
     )
     for node in body.body:
         if isinstance(node, ast.Import):
@@ -158,7 +162,9 @@ def test_no_module_of_jobs_or_serve_has_a_standard_library_name() -> None:
 
 
 def test_importing_medray_imports_no_ray_torch_or_cupy() -> None:
-    code = "import sys, medray; sys.exit(bool({'ray', 'torch', 'cupy', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, medray; sys.exit(bool({'ray', 'torch', 'cupy', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

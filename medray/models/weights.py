@@ -19,7 +19,9 @@ GENERATOR_FILE = "generator.safetensors"
 CONFIG_FILE = "config.yaml"
 
 
-def save_generator(store: Store, tensors: dict[str, Tensor], about: dict[str, Any], card: str) -> str:
+def save_generator(
+    store: Store, tensors: dict[str, Tensor], about: dict[str, Any], card: str
+) -> str:
     """Writes the averaged generator, `about` (its arguments and more) and the card; its SHA-256."""
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     sha256 = hashlib.sha256(data).hexdigest()
@@ -41,7 +43,9 @@ def load_generator(url: str) -> tuple[Generator, dict[str, Any]]:
     if not store.exists(CONFIG_FILE) or not store.exists(GENERATOR_FILE):
         store = store.child("model")
     if not store.exists(CONFIG_FILE):
-        raise UsageError(f"{url} holds no generator", hint="give a finished run, or its model folder")
+        raise UsageError(
+            f"{url} holds no generator", hint="give a finished run, or its model folder"
+        )
     about = yaml.safe_load(store.read_bytes(CONFIG_FILE))
     data = store.read_bytes(GENERATOR_FILE)
     if hashlib.sha256(data).hexdigest() != about["generator_sha256"]:
@@ -54,6 +58,8 @@ def load_generator(url: str) -> tuple[Generator, dict[str, Any]]:
     try:
         network.load_state_dict(load_tensors(data))
     except RuntimeError as error:
-        raise DataError(f"the weights do not fit: {error}", code="MR-D031", where=store.url) from error
+        raise DataError(
+            f"the weights do not fit: {error}", code="MR-D031", where=store.url
+        ) from error
     network.compute_dtype = torch.float32
     return network.eval().requires_grad_(False), about

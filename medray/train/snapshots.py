@@ -1,4 +1,4 @@
-"""What a GAN run shows while it trains: grids at fixed latents, reals beside them, a score, the growth.
+"""What a GAN run shows while it trains: grids at fixed latents, reals, a score, the growth.
 
 Shape letters: N images, C channels, H and W pixels, L latent dimensions.
 """
@@ -71,7 +71,9 @@ class GanSnapshots:
                 "loss": ("train/loss_d", "train/loss_g"),
                 "D's scores": ("train/score_real", "train/score_fake"),
                 "sliced Wasserstein distance x 1000": tuple(
-                    sorted({name for row in rows for name in row if name.startswith("snapshot/swd")})
+                    sorted(
+                        {name for row in rows for name in row if name.startswith("snapshot/swd")}
+                    )
                 ),
                 "images/s": ("perf/images_per_s",),
             }
@@ -98,7 +100,10 @@ class GanSnapshots:
         pictures = {name: self.run.store.read_bytes(name) for name in ("reals.png", "progress.png")}
         last = self.run.store.names("fakes-")[-1]
         parts = [
-            ("Synthetic images", report.picture(self.run.store.read_bytes(last), "synthetic images")),
+            (
+                "Synthetic images",
+                report.picture(self.run.store.read_bytes(last), "synthetic images"),
+            ),
             ("Real images", report.picture(pictures["reals.png"], "images trained on")),
             ("Growth", report.picture(self.growth(), "the same latents while training")),
             ("Curves", report.picture(pictures["progress.png"], "losses, distance and rate")),

@@ -1,0 +1,136 @@
+"""The frame of a job and the command line: exit codes, readable errors, fast help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medray import cli, log
+from medray.config import JobConfig
+from medray.errors import DataError, GateError, MedrayError, ResourceError, Stopped, UsageError
+from medray.job import job
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = sorted(cli.job_names())
+
+
+def ends_with(error: BaseException | None, argv: list[str] | None = None) -> int:
+    def run(config: JobConfig) -> None:
+        if error is not None:
+            raise error
+
+    return job(JobConfig, run)(argv or [])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (RuntimeError("odd"), 1),
+        (UsageError("flag"), 2),
+        (DataError("bad", code="MR-D001", where="a.csv:3", hint="drop it"), 3),
+        (ResourceError("no CPU"), 4),
+        (GateError("too close"), 5),
+        (Stopped("saved"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_kind_of_end_has_its_exit_code(error: BaseException | None, code: int) -> None:
+    assert ends_with(error) == code
+
+
+def test_an_error_shows_what_where_and_fix_and_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ends_with(DataError("label 7 is unknown", code="MR-D014", where="a.csv:3", hint="drop the row"))
+    text = capsys.readouterr().err
+    assert "MR-D014" in text and "a.csv:3" in text and "drop the row" in text
+    assert "Traceback" not in text
+
+
+def test_an_unexpected_error_keeps_its_traceback_in_a_file_and_debug_shows_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ends_with(RuntimeError("odd"))
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    file = Path(text.split("traceback is in ")[1].split()[0])
+    assert "odd" in file.read_text()
+    file.unlink()
+    ends_with(RuntimeError("odd"), ["--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_gives_one_object_per_event(capsys: pytest.CaptureFixture[str]) -> None:
+    ends_with(UsageError("flag"), ["--json"])
+    line = json.loads(capsys.readouterr().err)
+    assert line["event"] == "usage" and line["exit_code"] == 2
+    log.setup()
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = DataError("bad", code="MR-D001", where="x", hint="y")
+    # Ray moves errors this way; the bytes come from this process.
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, DataError) and str(again) == str(error)
+    assert isinstance(pickle.loads(pickle.dumps(MedrayError("m", hint="h"))), MedrayError)
+
+
+def processor_seconds(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_answers_in_half_a_second_and_imports_nothing_heavy(name: str) -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        f"from medray.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        f"    main([{name!r}, '--help'])\n"
+        "heavy = {'torch', 'ray', 'monai', 'cupy', 'pydicom'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert '(default:' in out.getvalue()\n"
+    )
+    # Processor time beyond an empty program's: the clock would time the neighbours.
+    empty_s = processor_seconds("pass")
+    assert processor_seconds(code) - empty_s < 0.5
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pgan"]) == 2
+    assert "pggan" in capsys.readouterr().err
+
+
+def test_help_lists_every_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in JOBS)
+
+
+def test_sigterm_ends_a_job_with_143(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom medray.config import JobConfig\nfrom medray.job import job\n"
+        "def run(config):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "sys.exit(job(JobConfig, run)([]))\n"
+    )
+    script = tmp_path / "sleepy.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    process.stdout.close()
