@@ -72,6 +72,8 @@ SPLIT_FROM = {
     "_phantom_chest": "phantoms",
     "_phantom_brain": "phantoms",
     "_phantom_field": "phantoms",
+    "images_files": "images",
+    "images_pixels": "images",
     "images_png": "images",
     "images_dicom": "images",
     "images_child": "images",
