@@ -244,6 +244,7 @@ def draw(seed: int, patient: int, index: int, canvas: Canvas) -> tuple[Field, Fi
     if reach > 0:
         r, covered = lesion(tumour, reach, frame, shape)
         brain, folds = with_tumour(tumour, brain, r, fine, fold), folds * step(r - 0.75, 0.4)
+        spaces *= step(r - 0.88, 0.2)
         covered = covered * (cut.depth > 0) * (spaces < 0.5)
     brain = brain + (FLUID - brain) * np.maximum(folds, spaces)
     signal = around(brain, cut) * (1 + scan.coil * canvas.noise(draws, COIL_CELLS))

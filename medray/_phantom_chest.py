@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medray._phantom_field import Canvas, Draws, Field, dome, ellipse, hump, lattice, step
+from medray._phantom_field import Canvas, Draws, Field, dome, ellipse, hump, lattice, step, within
 from medray._phantom_film import Exposure, developed, positioned
 
 STREAM = "phantom.chest"
@@ -62,7 +62,7 @@ class Anatomy:
             rib_half=d.around(0.031, 0.006),
             rib_tilt=d.around(0.50, 0.22),
             rib_density=d.around(0.19, 0.07),
-            clavicle=(d.around(-0.60, 0.06), d.around(0.20, 0.12)),
+            clavicle=(d.around(-0.60, 0.05), d.around(0.15, 0.09)),
             breast=d.between(0.05, 0.14) if d.chance(0.4) else 0.0,
             fat=d.between(0.0, 0.25),
             scoliosis=d.around(0.0, 0.05),
@@ -151,8 +151,8 @@ class Thorax:
         inner = middle - (middle - 0.115) * np.sqrt(1 - (1 - np.minimum(2.2 * t, 1.0)) ** 2)
         away = a - 0.52 * anatomy.width
         floor = base + np.where(away > 0, 1.3, 0.7) * away**2
-        lung = step(outer - a, 0.05) * step(a - inner, 0.06) * step(floor - v, 0.035)
-        lung *= step(v - anatomy.apex - 0.015, 0.04)
+        top = v - anatomy.apex - 0.015
+        lung = within((outer - a, 0.05), (a - inner, 0.06), (floor - v, 0.035), (top, 0.04))
         return cls(u, v, a, outer, inner, floor, lung)
 
     def beside(self, side: float) -> Field:
@@ -178,15 +178,14 @@ def body(anatomy: Anatomy, thorax: Thorax) -> Field:
 def ribs(anatomy: Anatomy, thorax: Thorax) -> Field:
     """Posterior ribs (arched), anterior ribs (falling to the midline, fainter), chest wall."""
     v, a = thorax.v, thorax.a
-    cage = step(thorax.outer + 0.035 - a, 0.03)
+    cage, top = (thorax.outer + 0.035 - a, 0.03), v - anatomy.apex
     bend = anatomy.rib_tilt * np.maximum(a - 0.22, 0.0) ** 2 * (1.3 - 0.8 * v) + 0.12 * a
     back = _bars(v - bend - anatomy.apex, anatomy.rib_step, anatomy.rib_half)
-    back *= cage * step(a - 0.09, 0.05) * step(v - anatomy.apex + 0.03, 0.05) * step(0.74 - v, 0.1)
+    back *= within((a - 0.09, 0.05), cage, (top + 0.03, 0.05), (0.74 - v, 0.1))
     fall = v - 0.62 * (anatomy.width - a) - 0.25 * np.maximum(a - 0.5, 0.0) - anatomy.apex
     front = _bars(fall - 0.06, anatomy.rib_step * 1.1, anatomy.rib_half * 1.15)
-    front *= cage * step(a - 0.33, 0.18) * step(v + 0.52, 0.2) * step(0.36 - v, 0.15)
-    wall = hump(a - thorax.outer - 0.015, 0.05) * step(v - anatomy.apex - 0.05, 0.1)
-    wall *= step(0.75 - v, 0.2)
+    front *= within((a - 0.33, 0.18), cage, (v + 0.52, 0.2), (0.36 - v, 0.15))
+    wall = hump(a - thorax.outer - 0.015, 0.05) * within((top - 0.05, 0.1), (0.75 - v, 0.2))
     return np.asarray(anatomy.rib_density * (back + 0.55 * front + 0.5 * wall * (0.6 + back)))
 
 
@@ -216,10 +215,10 @@ def girdle(anatomy: Anatomy, thorax: Thorax) -> Field:
     height, rise = anatomy.clavicle
     line = v - height + rise * (a - 0.07) - 0.035 * np.sin(7.0 * (a - 0.1))
     half = 0.027 + 0.012 * hump(a - 0.08, 0.12)
-    bar = step(half - np.abs(line), 0.02) * (0.65 + 0.35 * (line / half) ** 2)
-    bar *= step(a - 0.07, 0.03) * step(0.80 - a, 0.1)
+    bar = within((half - np.abs(line), 0.02), (a - 0.07, 0.03), (0.80 - a, 0.1))
+    bar *= 0.65 + 0.35 * (line / half) ** 2
     edge = a - 0.66 * anatomy.width / 0.76 - 0.10 * (v + 0.5) ** 2 + 0.10 * (v + 0.35)
-    blade = step(edge, 0.05) * step(v + 0.78, 0.1) * step(0.02 - v - 0.5 * (1 - a), 0.25)
+    blade = within((edge, 0.05), (v + 0.78, 0.1), (0.02 - v - 0.5 * (1 - a), 0.25))
     head = dome(ellipse(a, v, (0.97, -0.70), (0.13, 0.12)))
     return np.asarray(0.20 * bar + 0.09 * blade + 0.22 * head)
 
@@ -234,10 +233,10 @@ def mediastinum(anatomy: Anatomy, thorax: Thorax, scale: float) -> Field:
     right = dome(ellipse(u, v, (-0.06, floor - 0.20), (0.15 * scale, 0.24 * scale), 0.0))
     heart = np.sqrt(np.maximum(left, 0.8 * right))
     band = anatomy.mediastinum + 0.05 * hump(v + 0.06, 0.3)
-    vessels = step(band - np.abs(u - 0.01), 0.06) * step(v - anatomy.apex + 0.25, 0.4)
+    vessels = within((band - np.abs(u - 0.01), 0.06), (v - anatomy.apex + 0.25, 0.4))
     knob = dome(ellipse(u, v, (0.075 + anatomy.knob, -0.30), (0.085, 0.09)))
     trunk = dome(ellipse(u, v, (0.12, -0.13), (0.095, 0.12), 0.3))
-    pipe = step(0.038 - np.abs(u + 0.012), 0.03) * step(-0.22 - v, 0.12)
+    pipe = within((0.038 - np.abs(u + 0.012), 0.03), (-0.22 - v, 0.12))
     central = np.maximum(np.maximum(0.28 * vessels, 0.44 * heart), 0.27 * np.maximum(knob, trunk))
     # The liver hides what of the heart lies under the diaphragm's dome.
     central *= 0.2 + 0.8 * step(thorax.floor + 0.01 - v, 0.06)
@@ -263,7 +262,7 @@ def vessels(thorax: Thorax, wander: Field, lines: Field) -> Field:
 
 def abdomen(thorax: Thorax, gas: float) -> Field:
     """What lies under the diaphragm: dense, with a gas bubble in the stomach."""
-    below = step(thorax.v - thorax.floor, 0.05) * step(thorax.outer + 0.03 - thorax.a, 0.14)
+    below = within((thorax.v - thorax.floor, 0.05), (thorax.outer + 0.03 - thorax.a, 0.14))
     bubble = dome(ellipse(thorax.u, thorax.v, (0.40, 0.66), (0.17, 0.075), 0.15))
     return np.asarray(below * (0.34 - gas * bubble))
 

@@ -19,7 +19,7 @@ from medray import rng
 Field = NDArray[np.float64]
 
 # A small picture is a larger one, averaged down; from 256 px on the softest edge spans two pixels.
-_LEAST_DRAWN_PX, _FINE_ENOUGH_PX = 128, 256
+_LEAST_DRAWN_PX, _FINE_ENOUGH_PX = 96, 256
 MIN_PX, MAX_PX = 8, 2048
 
 
@@ -122,6 +122,14 @@ def step(field: Field, width: float) -> Field:
     smooth *= t
     smooth *= t
     return np.asarray(smooth)
+
+
+def within(*edges: tuple[Field, float]) -> Field:
+    """1 where each field is positive, 0 where one is negative, over that field's width: (f, w)."""
+    nearest = edges[0][0] * (1 / edges[0][1])
+    for field, width in edges[1:]:
+        np.minimum(nearest, field * (1 / width), out=nearest)
+    return step(nearest, 1.0)
 
 
 def fade(value: float, width: float) -> float:
