@@ -1,0 +1,374 @@
+"""Checkpoints of a run: `checkpoints/<images>/` with state.safetensors, state.json, manifest.json.
+
+The manifest holds size and SHA-256 of the other two and is written last, so a checkpoint exists
+whole or not at all, on a folder and on an object store alike. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from medray import log
+from medray.errors import DataError, ResourceError
+from medray.lease import Lease
+from medray.store import PART, Store, make_folder
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "np.ndarray[Any, Any] | torch.Tensor"]
+
+FOLDER = "checkpoints"
+MANIFEST, TENSORS, STATE = "manifest.json", "state.safetensors", "state.json"
+SCHEMA, STATE_SCHEMA = "medray.checkpoint/1", "medray.state/1"
+CHUNK_BYTES = 2**22
+
+# Names of safetensors (its format's own), by NumPy's and torch's names.
+DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "uint16": "U16",
+    "int32": "I32",
+    "uint32": "U32",
+    "int64": "I64",
+    "uint64": "U64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint whose digests agree; the best have the lowest `score`."""
+
+    images: int
+    epoch: int
+    score: float | None
+    files: dict[str, dict[str, Any]]
+
+
+class Damaged(DataError):
+    """A checkpoint with a manifest that its files do not agree with."""
+
+
+class Checkpoints:
+    """The checkpoints of a run folder. Without a lease (None) they can be read only."""
+
+    def __init__(self, store: Store, lease: Lease | None) -> None:
+        self.store, self.lease = store, lease
+
+    def save(self, images: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Publishes a checkpoint: afterwards there is it or, after a fault, what was there before.
+
+        LeaseLost where another start or writer owns the folder by now; then nothing is published.
+        """
+        assert self.lease is not None, "a checkpoint is saved by a holder of the run folder's lease"
+        self.lease.check()
+        folder = _folder(images)
+        body = {"schema": STATE_SCHEMA, "images": images, **state}
+        data = json.dumps(body, indent=1, allow_nan=False).encode()
+        with tempfile.TemporaryDirectory() as spare:
+            path = self._part(folder, Path(spare))
+            files = {TENSORS: _written(path, tensors), STATE: _digest(data)}
+            if self._is_there(images, files):
+                path.unlink()
+                return
+            # What is here has other contents: it must stop counting before its files change.
+            self.store.remove(f"{folder}/{MANIFEST}")
+            self.store.publish(path, f"{folder}/{TENSORS}")
+        self.store.write_bytes(f"{folder}/{STATE}", data)
+        manifest = {
+            "schema": SCHEMA,
+            "images": images,
+            "epoch": self.lease.epoch,
+            "score": state.get("score"),
+            "files": files,
+        }
+        self.lease.check()
+        self.store.write_bytes(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+    def _part(self, folder: str, spare: Path) -> Path:
+        """Where the tensors are written first: in a folder, beside the name they will get."""
+        if not self.store.is_local:
+            return spare / TENSORS
+        try:
+            make_folder(self.store.path(folder))
+        except OSError as error:
+            raise _not_written(self.store.path(folder), error) from error
+        return self.store.path(f"{folder}/{TENSORS}.{os.getpid()}{PART}")
+
+    def _is_there(self, images: int, files: dict[str, dict[str, Any]]) -> bool:
+        try:
+            return self.at(images).files == files
+        except (FileNotFoundError, Damaged):
+            return False
+
+    def complete(self) -> list[int]:
+        """Images of the checkpoints that have a manifest, in order."""
+        names = self.store.names(f"{FOLDER}/")
+        return sorted(
+            int(name.split("/")[1])
+            for name in names
+            if name.endswith(f"/{MANIFEST}") and name.split("/")[1].isdigit()
+        )
+
+    def at(self, images: int) -> Checkpoint:
+        """The checkpoint at `images`, its digests checked; Damaged or FileNotFoundError."""
+        manifest = self._manifest(images)
+        for name, wanted in manifest.files.items():
+            self._verify(f"{_folder(images)}/{name}", wanted)
+        return manifest
+
+    def newest(self) -> Checkpoint | None:
+        """The newest sound checkpoint, or None where there is none at all.
+
+        A damaged one is passed over with a warning; where all are damaged that is a DataError: to
+        start from nothing again is the user's choice.
+        """
+        damaged: list[str] = []
+        for images in reversed(self.complete()):
+            try:
+                return self.at(images)
+            except Damaged as error:
+                damaged.append(f"{error.where}: {error.message}")
+                log.warn("checkpoint_damaged", f"{damaged[-1]}; trying the one before")
+        if damaged:
+            raise DataError(
+                f"no checkpoint of {self.store.url} is sound: {'; '.join(damaged)}",
+                code="MR-D040",
+                where=self.store.url,
+                hint="restore the files from a copy, or start again with --overwrite",
+            )
+        return None
+
+    def _manifest(self, images: int) -> Checkpoint:
+        where = f"{_folder(images)}/{MANIFEST}"
+        content = _json(self.store.read_bytes(where), where)
+        _check_schema(content, SCHEMA, where)
+        try:
+            files = {name: dict(content["files"][name]) for name in (TENSORS, STATE)}
+            found = Checkpoint(
+                int(content["images"]), int(content["epoch"]), content["score"], files
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(f"lacks or garbles {error}", where) from None
+        if found.images != images:
+            raise _damaged(f"says {found.images} images, its folder {images}", where)
+        return found
+
+    def _verify(self, name: str, wanted: dict[str, Any]) -> None:
+        try:
+            with self.store.open(name) as file:
+                found = _digest_of(file)
+        except FileNotFoundError:
+            raise _damaged("is missing", name) from None
+        for what in ("bytes", "sha256"):
+            if found[what] != wanted.get(what):
+                raise _damaged(f"{what} must be {wanted.get(what)}, got {found[what]}", name)
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        as_numpy: bool = False,
+        expect: Mapping[str, Sequence[int]] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensors by name (torch on the CPU, or NumPy) and the state.
+
+        `expect` maps each name to its shape: what is missing, unexpected or of another shape is a
+        DataError that lists it.
+        """
+        folder = _folder(checkpoint.images)
+        data = self.store.read_bytes(f"{folder}/{TENSORS}")
+        if _digest(data) != checkpoint.files[TENSORS]:
+            raise _damaged("changed while it was read", f"{folder}/{TENSORS}")
+        tensors = _read_tensors(data, as_numpy)
+        if expect is not None:
+            check_tensors(tensors, expect, f"{self.store.url}/{folder}/{TENSORS}")
+        state = _json(self.store.read_bytes(f"{folder}/{STATE}"), f"{folder}/{STATE}")
+        _check_schema(state, STATE_SCHEMA, f"{folder}/{STATE}")
+        return tensors, {name: value for name, value in state.items() if name != "schema"}
+
+    def prune(self, keep_last: int, keep_best: int = 0) -> None:
+        """Removes all but the newest `keep_last` (1 at least) and the `keep_best` of lowest score.
+
+        Of each the manifest goes first, so that what a fault leaves is no checkpoint.
+        """
+        assert self.lease is not None, "checkpoints are removed by a holder of the lease"
+        self.lease.check()
+        complete = self.complete()
+        keep = set(complete[-max(keep_last, 1) :]) | self._best(complete, keep_best)
+        newest = complete[-1] if complete else -1
+        present = {name.split("/")[1] for name in self._all_names()}
+        for folder in sorted(name for name in present if name.isdigit()):
+            images = int(folder)
+            # Beyond the newest there may be one in the making.
+            if images not in keep and images <= newest:
+                self.store.remove(f"{FOLDER}/{folder}/{MANIFEST}")
+                self.store.remove_tree(f"{FOLDER}/{folder}")
+
+    def _all_names(self) -> list[str]:
+        if not self.store.is_local:
+            return self.store.names(f"{FOLDER}/")
+        base = self.store.path(FOLDER)
+        return [f"{FOLDER}/{path.name}" for path in base.iterdir()] if base.exists() else []
+
+    def _best(self, complete: list[int], count: int) -> set[int]:
+        scored: list[tuple[float, int]] = []
+        for images in complete if count else ():
+            try:
+                score = self._manifest(images).score
+            except DataError as error:
+                log.warn("checkpoint_damaged", str(error))
+                continue
+            if score is not None:
+                scored.append((float(score), images))
+        return {images for _, images in sorted(scored)[:count]}
+
+
+def _folder(images: int) -> str:
+    return f"{FOLDER}/{images:010d}"
+
+
+def _damaged(text: str, where: str) -> Damaged:
+    return Damaged(text, code="MR-D043", where=where, hint="an older checkpoint may be sound")
+
+
+def _json(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise _damaged(f"is not JSON ({error})", where) from None
+    if not isinstance(content, dict):
+        raise _damaged(f"must hold an object, got {type(content).__name__}", where)
+    return content
+
+
+def _check_schema(content: dict[str, Any], known: str, where: str) -> None:
+    found = content.get("schema")
+    if found != known:
+        raise DataError(
+            f"schema must be {known!r}, got {found!r}",
+            code="MR-D044",
+            where=where,
+            hint="use the version of medray that wrote it",
+        )
+
+
+def check_tensors(tensors: Tensors, expect: Mapping[str, Sequence[int]], where: str) -> None:
+    """DataError that lists every tensor that is missing, unexpected or of another shape."""
+    wrong = [f"missing {name} {tuple(expect[name])}" for name in sorted(set(expect) - set(tensors))]
+    wrong += [f"unexpected {name}" for name in sorted(set(tensors) - set(expect))]
+    for name in sorted(set(tensors) & set(expect)):
+        found = tuple(tensors[name].shape)
+        if found != tuple(expect[name]):
+            wrong.append(f"{name} must have shape {tuple(expect[name])}, got {found}")
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise DataError(
+            f"the checkpoint does not fit the networks: {'; '.join(wrong[:8])}{more}",
+            code="MR-D045",
+            where=where,
+            hint="resolution, width, channels and engine must be those that it was saved with",
+        )
+
+
+# --- bytes ------------------------------------------------------------------------------------
+
+
+def _digest(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _digest_of(file: IO[bytes]) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _array(tensor: Any) -> tuple[str, tuple[int, ...], np.ndarray[Any, Any]]:
+    """Type name, shape and the bytes (flat uint8) of a NumPy array or a torch tensor."""
+    shape = tuple(tensor.shape)
+    if not isinstance(tensor, np.ndarray | np.generic):
+        import torch
+
+        name = str(tensor.dtype).removeprefix("torch.")
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        return name, shape, flat
+    flat_array = np.ascontiguousarray(tensor).reshape(-1)
+    return tensor.dtype.name, shape, flat_array.view(np.uint8)
+
+
+def _not_written(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write {path}: {error.strerror}",
+        hint="the checkpoints that were there are as they were; make room, then --resume goes on",
+    )
+
+
+def _written(path: Path, tensors: Tensors) -> dict[str, Any]:
+    """`write_tensors`; where it cannot, nothing stays and ResourceError says why."""
+    try:
+        return write_tensors(path, tensors)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
+
+
+def write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
+    """Writes a safetensors file, one tensor in memory at a time; its size and SHA-256.
+
+    The same tensors give the same bytes: names sorted, header padded to eight bytes.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name in sorted(tensors):
+        dtype, shape, count = _described(name, tensors[name])
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + count]}
+        offset += count
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in (len(text).to_bytes(8, "little"), text):
+            digest.update(chunk)
+            file.write(chunk)
+        for name in sorted(tensors):
+            data = _array(tensors[name])[2].data
+            digest.update(data)
+            file.write(data)
+    return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
+
+
+def _read_tensors(data: bytes, as_numpy: bool) -> dict[str, Any]:
+    if as_numpy:
+        from safetensors.numpy import load as load_numpy
+
+        return dict(load_numpy(data))
+    from safetensors.torch import load
+
+    return dict(load(data))
+
+
+def _described(name: str, tensor: Any) -> tuple[str, list[int], int]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    shape = [int(length) for length in tensor.shape]
+    itemsize = int(getattr(tensor, "itemsize", 0) or tensor.element_size())
+    return DTYPES[dtype], shape, int(np.prod(shape, dtype=np.int64)) * itemsize

@@ -1,0 +1,393 @@
+"""A run's folder: configuration, curves, pictures, versions, state, checkpoints, and who may write.
+
+`config.yaml command.txt env.json status.json metrics.jsonl summary.json train.log DONE
+checkpoints/`; on an object store each is a whole object, rewritten when it grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from medray import _run_info, log
+from medray.config import OPERATIONAL
+from medray.errors import MedrayError, ResourceError, Stopped, UsageError
+from medray.lease import FOLDER as LEASE_FOLDER
+from medray.lease import WAIT_S, Lease, LeaseLost, acquire, join
+from medray.store import PART, Store, fsync_folder
+
+CONFIG, COMMAND, ENV, STATUS = "config.yaml", "command.txt", "env.json", "status.json"
+METRICS, SUMMARY, LOG, DONE = "metrics.jsonl", "summary.json", "train.log", "DONE"
+STATUS_SCHEMA = "medray.status/1"
+STATES = ("running", "complete", "stopped", "failed", "interrupted")
+
+
+class RunDir:
+    """An open run folder. `start` is for the driver, `attach` for its workers."""
+
+    def __init__(
+        self, store: Store, lease: Lease, *, config_hash: str = "", resume: str = ""
+    ) -> None:
+        self.store, self.lease = store, lease
+        self.config_hash, self._resume_command = config_hash, resume
+        self._is_driver = bool(config_hash)
+        self._metrics: bytes | None = None
+        self._log: contextlib.ExitStack = contextlib.ExitStack()
+        self._log_path: Path | None = None
+
+    @classmethod
+    def start(
+        cls,
+        url: str,
+        *,
+        config_yaml: str,
+        config_hash: str,
+        command: str | Sequence[str],
+        resume: bool = False,
+        overwrite: bool = False,
+        changeable: frozenset[str] = frozenset(),
+        wait_s: float = WAIT_S,
+    ) -> RunDir:
+        """Opens a run folder to train in it, as its only driver.
+
+        UsageError: not empty and neither `resume` nor `overwrite`; resumed with another value of a
+        field outside `changeable`. ResourceError: another holder is alive after `wait_s`.
+        """
+        store = Store(url)
+        given = _run_info.parsed(config_yaml.encode(), "the configuration")
+        may_change = changeable | OPERATIONAL
+        _check_entry(store, given, resume, overwrite, may_change)
+        lease = acquire(store, wait_s=wait_s)
+        try:
+            # Another start may have been here while this one waited.
+            _check_entry(store, given, resume, overwrite, may_change)
+            words = shlex.split(command) if isinstance(command, str) else list(command)
+            run = cls(store, lease, config_hash=config_hash, resume=_run_info.resume_command(words))
+            if not (resume and run.complete):
+                run._open(given, words, overwrite, may_change)
+        except BaseException:
+            lease.release()
+            raise
+        return run
+
+    @classmethod
+    def attach(cls, url: str, lease_epoch: int, *, writer: bool = False) -> RunDir:
+        """Opens the run folder of a driver as its worker; LeaseLost where that start is over.
+
+        `writer` is for the one rank that publishes: it fences an earlier one that hangs.
+        """
+        store = Store(url)
+        return cls(store, join(store, lease_epoch, writer=writer))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has ended."""
+        return self.store.exists(DONE)
+
+    def _open(
+        self, given: dict[str, Any], words: list[str], overwrite: bool, may_change: frozenset[str]
+    ) -> None:
+        if overwrite:
+            _clear(self.store)
+        _remove_parts(self.store)
+        before = _stored_config(self.store)
+        config = given if before is None else _run_info.merged(before, given, may_change)
+        if config != before:
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            self.store.write_bytes(CONFIG, text.encode())
+        earlier = _read(self.store, COMMAND).decode()
+        self.store.write_bytes(COMMAND, f"{earlier}{shlex.join(words)}\n".encode())
+        self._write_environment()
+        self._start_log()
+        self.status("running")
+
+    def _write_environment(self) -> None:
+        found, before = _run_info.environment(), json.loads(_read(self.store, ENV) or b"{}")
+        changed = _run_info.changes(before, found) if before else []
+        if changed:
+            log.warn(
+                "environment_changed",
+                "resumed in another environment, results may differ in the last bits: "
+                + "; ".join(changed),
+            )
+        self.write_json(ENV, found)
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def _start_log(self) -> None:
+        if self.store.is_local:
+            path = self.store.path(LOG)
+        else:
+            spare = self._log.enter_context(tempfile.TemporaryDirectory())
+            path = self._log_path = Path(spare, LOG)
+            path.write_bytes(_read(self.store, LOG))
+        self._log.enter_context(log.also_to(path))
+
+    # --- what grows ---------------------------------------------------------------------------
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds a row, which must have `images`; it is durable when this returns.
+
+        What belongs to a checkpoint's images must be added before the checkpoint is saved.
+        """
+        if "images" not in row:
+            raise ValueError(f"a row of metrics must have 'images', got {sorted(row)}")
+        line = (json.dumps(row) + "\n").encode()
+        self.lease.check()
+        if self.store.is_local:
+            _append(self.store.path(METRICS), line)
+            return
+        if self._metrics is None:
+            self._metrics = _read(self.store, METRICS)
+        self._metrics += line
+        self.store.write_bytes(METRICS, self._metrics)
+
+    def cut_metrics(self, images: int) -> None:
+        """Drops the rows past `images` and a torn last line, as if they had never been written."""
+        self.lease.check()
+        before = _read(self.store, METRICS)
+        whole = [line for line in before.splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = b"".join(line for line in whole if json.loads(line)["images"] <= images)
+        if kept != before:
+            self.store.write_bytes(METRICS, kept)
+        self._metrics = None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows."""
+        return [json.loads(line) for line in _read(self.store, METRICS).splitlines()]
+
+    # --- what is written whole ----------------------------------------------------------------
+
+    def write_picture(self, name: str, png_bytes: bytes) -> None:
+        """Writes a picture (or replaces it)."""
+        self._write(name, png_bytes)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file (or replaces it)."""
+        self._write(name, text.encode())
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a JSON file (or replaces it)."""
+        self._write(name, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        parts = name.split("/")
+        if not name or name.startswith("/") or {"", ".", ".."} & set(parts):
+            raise ValueError(f"a name in the run folder must be relative, got {name!r}")
+        self.lease.check()
+        self.store.write_bytes(name, data)
+
+    def status(self, state: str, **fields: Any) -> None:
+        """Writes status.json; `fields`: exit_code, reason, hint and what else is worth saying."""
+        if state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
+        body = {
+            "schema": STATUS_SCHEMA,
+            "state": state,
+            "exit_code": 0 if state == "complete" else None,
+            "reason": "",
+            "hint": "",
+            "resume_command": "" if state == "complete" else self._resume_command,
+            "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "config_sha256": self.config_hash,
+            "epoch": self.lease.epoch,
+            **fields,
+        }
+        self.write_json(STATUS, body)
+
+    def summary(self, figures: dict[str, Any]) -> None:
+        """Writes summary.json: the figures of the run with versions and hardware."""
+        environment = json.loads(_read(self.store, ENV) or b"{}")
+        self.write_json(SUMMARY, {**figures, "environment": environment})
+
+    def finish(self, figures: dict[str, Any] | None = None) -> None:
+        """Marks the run as complete; nothing is written into it any more."""
+        if figures is not None:
+            self.summary(figures)
+        self.status("complete")
+        self._write(DONE, b"")
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends the log and lets the folder go."""
+        try:
+            if self._log_path is not None:
+                self.write_text(LOG, self._log_path.read_text(encoding="utf-8"))
+        except (LeaseLost, ResourceError) as error:
+            log.warn("train_log", f"{LOG} could not be written: {error}")
+        finally:
+            self._log.close()
+            self.lease.release()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self._is_driver:
+            self._write_end(error)
+        self.close()
+
+    def _write_end(self, error: BaseException) -> None:
+        try:
+            self.status(**_ending(error))
+        except (LeaseLost, ResourceError) as second:
+            # The first error is the one to see; the second often has the same cause (a full disk).
+            log.warn("status", f"{STATUS} could not be written: {second}")
+
+
+def _ending(error: BaseException) -> dict[str, Any]:
+    """State, exit code, reason and hint for a run that an exception ended."""
+    if isinstance(error, MedrayError):
+        state = "stopped" if isinstance(error, Stopped) else "failed"
+        code, text, hint = error.exit_code, error.message, error.hint
+    elif isinstance(error, KeyboardInterrupt):
+        state, code, text, hint = "interrupted", 130, "interrupted", ""
+    elif isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        state, text, hint = "interrupted", f"ended with exit code {code}", ""
+    else:
+        state, code, text, hint = "failed", 1, f"{type(error).__name__}: {error}", ""
+    return {"state": state, "exit_code": code, "reason": text, "hint": hint}
+
+
+# --- the way in -------------------------------------------------------------------------------
+
+
+def _check_entry(
+    store: Store, given: dict[str, Any], resume: bool, overwrite: bool, may_change: frozenset[str]
+) -> None:
+    """UsageError unless the folder may be entered as asked; changes nothing."""
+    if store.is_local and store.exists() and not store.path().is_dir():
+        raise UsageError(f"--run-dir must be a folder, {store.url} is a file")
+    names = [name for name in store.names() if not name.startswith(f"{LEASE_FOLDER}/")]
+    if not names:
+        return
+    if not resume and not overwrite:
+        raise UsageError(
+            f"the run folder {store.url} is not empty",
+            hint="--resume goes on with it, --overwrite empties it first, another --run-dir leaves "
+            f"it as it is (with --init-from {store.url} to start from its weights)",
+        )
+    before = _stored_config(store)
+    if before is None:
+        raise UsageError(
+            f"{store.url} is not empty and no run folder (it has no {CONFIG})",
+            hint="give another --run-dir, or empty this folder yourself",
+        )
+    changed = _run_info.config_changes(before, given, may_change) if resume else []
+    if changed:
+        raise UsageError(
+            f"the configuration differs from that of the run in {store.url}:\n    "
+            + "\n    ".join(changed),
+            hint="give the same values to resume it, or --overwrite, or another --run-dir with "
+            f"--init-from {store.url}",
+        )
+
+
+def _stored_config(store: Store) -> dict[str, Any] | None:
+    data = _read(store, CONFIG)
+    return _run_info.parsed(data, f"{store.url}/{CONFIG}") if data else None
+
+
+def _clear(store: Store) -> None:
+    """Removes all but the lease; the configuration last, so that a fault leaves a run folder."""
+    names = [name for name in store.names() if not name.startswith(f"{LEASE_FOLDER}/")]
+    tops = sorted({name.split("/")[0] for name in names} - {CONFIG})
+    for top in tops:
+        if any(name.startswith(f"{top}/") for name in names):
+            store.remove_tree(top)
+        else:
+            store.remove(top)
+    store.remove(CONFIG)
+
+
+def _remove_parts(store: Store) -> None:
+    """Removes what earlier writers, dead by now, left unfinished."""
+    if store.is_local:
+        for path in store.path().rglob(f"*{PART}"):
+            path.unlink()
+
+
+def _read(store: Store, name: str) -> bytes:
+    """The content of `name`, empty where it is absent."""
+    try:
+        return store.read_bytes(name)
+    except FileNotFoundError:
+        return b""
+
+
+def _append(path: Path, line: bytes) -> None:
+    is_new = not path.exists()
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            fsync_folder(path.parent)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+
+
+# --- numbered folders -------------------------------------------------------------------------
+
+
+def numbered(runs_dir: str, name: str) -> str:
+    """Makes the next folder `runs_dir/00012-name` and points `runs_dir/latest` to it; its path.
+
+    Numbers are never used twice, also when folders were removed or two commands start at once.
+    """
+    store = Store(runs_dir)
+    if not store.is_local:
+        raise UsageError(
+            f"folders are numbered on a local disk only, got {runs_dir}", hint="give --run-dir URL"
+        )
+    base = store.path()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with _counter(base) as number:
+            path = base / f"{number:05d}-{name}"
+            path.mkdir()
+            _point(base / "latest", path.name)
+    except OSError as error:
+        raise ResourceError(f"cannot make a run folder in {base}: {error.strerror}") from error
+    return str(path)
+
+
+@contextlib.contextmanager
+def _counter(base: Path) -> Iterator[int]:
+    """The next number, held against other processes until the folder is there."""
+    with (base / ".last").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read().strip()
+        used = [int(p.name[:5]) for p in base.iterdir() if p.name[:5].isdigit() and p.is_dir()]
+        number = max([int(text) if text.isdigit() else -1, *used]) + 1
+        yield number
+        file.truncate(0)
+        file.write(f"{number}\n")
+
+
+def _point(link: Path, target: str) -> None:
+    """Makes `link` point to `target`, in one step."""
+    new = link.with_name(f".latest.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    os.replace(new, link)
