@@ -78,6 +78,7 @@ SPLIT_FROM = {
     "images_dicom": "images",
     "images_child": "images",
     "lease": "rundir",
+    "_run_info": "rundir",
 }
 
 
