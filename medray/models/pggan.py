@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from medray.errors import UsageError
 from medray.models.layers import (
+    DoublingConv,
     EqualConv,
     EqualLinear,
+    LeakyConv,
+    NormConv,
     double,
-    halve,
     leaky,
     minibatch_stddev,
     pixel_norm,
 )
+from medray.models.ops import halve, leaky_norm_
 
 START_PX = 4
 MAX_PX = 1024
@@ -83,9 +86,9 @@ class Generator(Network):
         # One bias a feature map, not one a pixel: it is added after the reshape to 4 x 4.
         self.dense.bias = nn.Parameter(torch.zeros(widths[1]))
         for r, px in enumerate(self.resolutions, 1):
-            convs = [EqualConv(widths[r], widths[r], 3)]
+            convs: list[EqualConv] = [NormConv(widths[r], widths[r], 3)]
             if px > START_PX:
-                convs.insert(0, EqualConv(widths[r - 1], widths[r], 3))
+                convs.insert(0, DoublingConv(widths[r - 1], widths[r], 3))
             self.add_module(f"block{px}", nn.ModuleList(convs))
             self.add_module(f"rgb{px}", EqualConv(widths[r], channels, 1, gain=1.0))
 
@@ -104,13 +107,11 @@ class Generator(Network):
         z = pixel_norm(z_NL).to(self.compute_dtype)
         weight = (self.dense.weight * self.dense.scale).to(z.dtype)
         x = (z @ weight.T).reshape(len(z), -1, 4, 4) + self.dense.bias.to(z.dtype)[:, None, None]
-        return pixel_norm(leaky(x)).contiguous(memory_format=self.memory_format)
+        return leaky_norm_(x.contiguous(memory_format=self.memory_format))
 
     def _block(self, x: Tensor, px: int) -> Tensor:
-        if px > START_PX:
-            x = double(x)
         for conv in self.get_submodule(f"block{px}").children():
-            x = pixel_norm(leaky(conv(x)))
+            x = conv(x)
         return x
 
     def _rgb(self, x: Tensor, px: int) -> Tensor:
@@ -136,11 +137,11 @@ class Discriminator(Network):
         super().__init__(final_px)
         widths = [width(r, fmap_base, fmap_max) for r in range(len(self.resolutions) + 1)]
         for r, px in enumerate(self.resolutions, 1):
-            self.add_module(f"rgb{px}", EqualConv(channels, widths[r], 1))
+            self.add_module(f"rgb{px}", LeakyConv(channels, widths[r], 1))
             if px > START_PX:
-                convs = [EqualConv(widths[r], widths[r], 3), EqualConv(widths[r], widths[r - 1], 3)]
+                convs = [LeakyConv(widths[r], widths[r], 3), LeakyConv(widths[r], widths[r - 1], 3)]
                 self.add_module(f"block{px}", nn.ModuleList(convs))
-        self.last_conv = EqualConv(widths[1] + 1, widths[1], 3)
+        self.last_conv = LeakyConv(widths[1] + 1, widths[1], 3)
         self.dense = EqualLinear(widths[1] * 16, widths[0])
         self.out = EqualLinear(widths[0], 1 + classes, gain=1.0)
 
@@ -156,13 +157,14 @@ class Discriminator(Network):
             x = self._block(x, at_px)
             if at_px == px and alpha < 1:
                 x = torch.lerp(self._rgb(halve(images), px // 2), x, alpha)
-        x = leaky(self.last_conv(minibatch_stddev(x, parts)))
+        x = self.last_conv(minibatch_stddev(x, parts))
         return self.out(leaky(self.dense(x.flatten(1)))).float()
 
     def _rgb(self, images: Tensor, px: int) -> Tensor:
-        return leaky(self.get_submodule(f"rgb{px}")(images.to(self.compute_dtype)))
+        x: Tensor = self.get_submodule(f"rgb{px}")(images.to(self.compute_dtype))
+        return x
 
     def _block(self, x: Tensor, px: int) -> Tensor:
         for conv in self.get_submodule(f"block{px}").children():
-            x = leaky(conv(x))
+            x = conv(x)
         return halve(x)

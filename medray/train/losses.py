@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medray.models.ops import input_gradients_only
+
 Score = Callable[[Tensor], Tensor]
 
 
@@ -37,7 +39,9 @@ def logistic_g(fake_N: Tensor) -> Tensor:
 def input_gradient(score: Score, images_NCHW: Tensor) -> Tensor:
     """Gradient of the summed scores by the images, float32, itself differentiable."""
     images = images_NCHW.detach().requires_grad_(True)
-    (gradient_NCHW,) = torch.autograd.grad(score(images).sum(), images, create_graph=True)
+    summed = score(images).sum()
+    with input_gradients_only():
+        (gradient_NCHW,) = torch.autograd.grad(summed, images, create_graph=True)
     return gradient_NCHW.float()
 
 

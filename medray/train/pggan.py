@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from medray import rng
 from medray.dist.engine import Engine, check_state, make_engine
 from medray.errors import DataError, UsageError
-from medray.models.layers import double, halve
+from medray.models.layers import double
+from medray.models.ops import halve
 from medray.models.pggan import Discriminator, Generator, Network
 from medray.train import ema, losses, phases
 from medray.train.pggan_config import PgganConfig
