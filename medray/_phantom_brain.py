@@ -16,7 +16,7 @@ STREAM = "phantom.brain"
 GRADES = ("none", "low_grade", "high_grade")
 
 # Of the patients; some slices of a patient with a tumour miss it.
-LOW_GRADE, HIGH_GRADE = 0.36, 0.16
+LOW_GRADE, HIGH_GRADE = 0.36, 0.13
 
 WARP_CELLS, SHAPE_CELLS, LOBE_CELLS, FOLD_CELLS, FINE_CELLS, COIL_CELLS = 5, 7, 16, 24, 34, 2
 PATIENT_NORMALS = lattice(WARP_CELLS) + lattice(SHAPE_CELLS) + lattice(LOBE_CELLS)
@@ -49,7 +49,7 @@ class Tumour:
             grade=grade,
             centre=(d.sign() * d.between(0.19, 0.35), d.between(-0.40, 0.42)),
             level=d.between(-0.5, 0.55),
-            radius=d.between(0.20, 0.31) if high else d.between(0.13, 0.25),
+            radius=d.between(0.20, 0.31) if high else d.between(0.15, 0.26),
             stretch=d.between(1.0, 1.4),
             turn=d.between(0.0, np.pi),
             push=d.between(0.35, 0.6) if high else d.between(0.15, 0.4),
@@ -59,7 +59,7 @@ class Tumour:
         """The tumour's radius in the slice at this level: 0 where the slice misses it."""
         off = (level - self.level) / (2.4 * self.radius)
         reach = self.radius * np.sqrt(max(1 - off**2, 0.0))
-        return float(reach) if self.grade != "none" and reach > 0.4 * self.radius else 0.0
+        return float(reach) if self.grade != "none" and reach > 0.6 * self.radius else 0.0
 
 
 @dataclass(frozen=True)
