@@ -18,7 +18,7 @@ NOTICE_S = 10.0
 
 
 def set_environment(more: dict[str, str]) -> None:
-    """What Ray reads from the environment, unless the user has set it; call before importing Ray."""
+    """What Ray reads from the environment, unless the user has set it; call before `import ray`."""
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **more}.items():
         os.environ.setdefault(name, value)
     if "ray" in sys.modules:
@@ -40,7 +40,7 @@ def connected() -> Iterator[bool]:
     """A connection to Ray while it lasts; gives whether the cluster is ours and so cannot grow.
 
     RAY_ADDRESS (set inside `ray job submit`) names the cluster; without it one is started on this
-    machine, on loopback, without a dashboard, and ended afterwards.
+    machine, without a dashboard, and ended afterwards.
     """
     import ray
 
@@ -58,12 +58,11 @@ def connected() -> Iterator[bool]:
 def _init(ours: bool) -> None:
     import ray
 
-    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(
             address="local" if ours else os.environ["RAY_ADDRESS"],
             logging_level=logging.WARNING,
-            **(own if ours else {}),
+            include_dashboard=False if ours else None,
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = "start Ray here" if ours else f"reach Ray at {os.environ['RAY_ADDRESS']}"

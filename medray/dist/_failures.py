@@ -1,4 +1,4 @@
-"""Errors and results that cross a process border, as JSON: the same type and message on the other side."""
+"""Errors that cross a process border, as JSON: the same type and message on the other side."""
 
 from __future__ import annotations
 

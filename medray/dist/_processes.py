@@ -55,7 +55,7 @@ def run(
 
 
 def reference(worker: context.Worker) -> dict[str, str]:
-    """Where a child finds the worker function: its module, or the file of a script, and its name."""
+    """Where a child finds the worker function: its module, or its script's file, and its name."""
     name = worker.__qualname__
     if "<locals>" in name or "<lambda>" in name:
         raise UsageError(f"worker {name} is not at the top level of a module")

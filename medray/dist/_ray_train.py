@@ -1,8 +1,9 @@
-"""The ranks as workers of Ray Train: start, restart, errors, stop. medray keeps its own checkpoints.
+"""The ranks as workers of Ray Train: start, restart, errors, stop.
 
-Ray Train gets metrics only, and a storage folder that is thrown away. A MedrayError of a worker is
-a fact about the run, not an accident: it is kept on a board (an actor), the group ends without a
-retry, and the driver raises it as itself. Anything else, a kill included, restarts the group.
+medray keeps its own checkpoints: Ray Train gets metrics only, and a storage folder that is thrown
+away. A MedrayError of a worker is a fact about the run, not an accident: it is kept on a board (an
+actor), the group ends without a retry, and the driver raises it as itself. Anything else, a kill
+included, restarts the group.
 """
 
 from __future__ import annotations
@@ -86,16 +87,21 @@ def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
             return _fit(trainer, board)
         finally:
             restore()
-            ray.kill(board)
 
 
 class Trainer(TorchTrainer):
-    """TorchTrainer without the actor that cleans up after a dead driver, where Ray dies with it.
+    """TorchTrainer that can be ended from another thread, and that is quiet on our own cluster.
 
-    That actor asks the dashboard, which a cluster of our own does not have, and complains each second.
+    Where Ray dies with the driver, the actor that would clean up after a dead driver is left out: it
+    asks the dashboard, which our own cluster lacks, and complains each second.
     """
 
     ours = False
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # In place of Ray's handler, so that Ctrl-C stays a KeyboardInterrupt.
+        self.controller = controller
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -132,19 +138,35 @@ def _trainer(
     )
 
 
-def _fit(trainer: TorchTrainer, board: Any) -> Any:
+def _fit(trainer: Trainer, board: Any) -> Any:
+    done = threading.Event()
+    threading.Thread(target=_end_when_fatal, args=(trainer, board, done), daemon=True).start()
     try:
         result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise _typed(error, board) from error
+    finally:
+        done.set()
     fatal, _, _ = ray.get(board.read.remote())
     if fatal is not None:
         raise _failures.rebuild(fatal)
     return result.return_value
 
 
+def _end_when_fatal(trainer: Trainer, board: Any, done: threading.Event) -> None:
+    """Ends the run once a rank has posted its error: the others may wait for it in a collective."""
+    while not done.wait(BOARD_POLL_S):
+        if ray.get(board.read.remote())[0] is not None and trainer.controller is not None:
+            if not done.wait(FATAL_WAIT_S):
+                trainer.controller.abort.remote()
+            return
+
+
 def _typed(error: Exception, board: Any) -> MedrayError:
-    fatal, traces, _ = ray.get(board.read.remote())
+    try:
+        fatal, traces, _ = ray.get(board.read.remote())
+    except ray.exceptions.RayError:
+        return ResourceError(f"lost Ray: {str(error).strip().splitlines()[0]}")
     if fatal is not None:
         return _failures.rebuild(fatal)
     if isinstance(error, ray.train.ControllerError):
@@ -170,8 +192,6 @@ def rank_main(task: dict[str, Any]) -> Any:
     except MedrayError as error:
         _give_up_if_preempted(error)
         ray.get(board.fail.remote(_failures.describe(error, rank)))
-        # Ranks that wait for this one in a collective are woken by the closed connection.
-        context.leave_group()
         return None
     except Exception:
         if _fatal_elsewhere(board):
@@ -191,7 +211,7 @@ def _watch(board: Any, done: threading.Event) -> None:
 
 
 def _give_up_if_preempted(error: MedrayError) -> None:
-    """After the checkpoint of a preemption: waits for Ray to take the node, then asks for a restart.
+    """After a preemption's checkpoint: waits for Ray to take the node, then asks for a restart.
 
     Waiting charges Ray's budget of preemptions, not the one of failures.
     """
@@ -273,7 +293,8 @@ class GroupBackend(_TorchBackend):
 
 
 def _prepare() -> str:
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Ray Train logs every report, through the root logger.
+    logging.getLogger().setLevel(logging.WARNING)
     _stop.clear()
     _stop.install()
     return str(ray.get_runtime_context().get_node_id())

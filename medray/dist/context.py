@@ -154,7 +154,7 @@ class Context:
 
 
 def threads_for(workers: int) -> int:
-    """Threads per rank when none are given: this machine's cores shared by its ranks, at least 1."""
+    """Threads per rank unless given: this machine's cores shared by its ranks, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, workers))
 
 
@@ -246,7 +246,7 @@ def torchrun(*, gpus_per_worker: float = 0, threads_per_rank: int | None = None)
 
 
 def ray_environment(timeout_s: float) -> dict[str, str]:
-    """What Ray Train reads from the environment: a hung worker is found in 10 s, starts are bounded."""
+    """What Ray Train reads from the environment: a hung worker is found in 10 s, starts end."""
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",

@@ -37,10 +37,10 @@ class Engine(Protocol):
         """Sets the learning rate of the next steps."""
 
     def nonfinite(self) -> str | None:
-        """The first parameter that has had a non-finite gradient since the last call (collective)."""
+        """The first parameter that had a non-finite gradient since the last call (collective)."""
 
     def optimizer_state(self) -> State:
-        """Adam's whole state on every rank: exp_avg.<name>, exp_avg_sq.<name>, step (collective)."""
+        """Adam's whole state on every rank: exp_avg.NAME, exp_avg_sq.NAME, step (collective)."""
 
     def load_optimizer_state(self, state: State) -> None:
         """Takes what `optimizer_state` of any engine gave; DataError where it does not fit."""
@@ -217,7 +217,7 @@ class TorchEngine:
 
 
 def _flat_views(parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """One zero buffer for all gradients, and each parameter's view of it in the parameter's strides."""
+    """One zero buffer for all gradients, and each parameter's view of it, in its strides."""
     first = parameters[0]
     total = sum(parameter.numel() for parameter in parameters)
     flat = torch.zeros(total, dtype=first.dtype, device=first.device)
