@@ -72,6 +72,7 @@ SPLIT_FROM = {
     "_phantom_chest": "phantoms",
     "_phantom_brain": "phantoms",
     "_phantom_field": "phantoms",
+    "_phantom_film": "phantoms",
     "images_files": "images",
     "images_pixels": "images",
     "images_png": "images",
