@@ -1,8 +1,8 @@
 """Several sources in given proportions: which one the i-th image comes from is a pure function.
 
-The proportions become whole numbers over the shortest period in which they are exact. Within a
-period each source's images are spread evenly, then shuffled among `SHUFFLED_SLOTS` neighbours, so
-any stretch of the run has the asked proportions to within a few images.
+The proportions become whole numbers over the shortest period in which they are exact. Within it each
+source's images are spread evenly, then neighbours are shuffled: whole periods together where they
+are short. So any stretch of the run has the asked proportions to within a few images.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from medray.errors import UsageError
 
 LONGEST_PERIOD = 10_000
 SHUFFLED_SLOTS = 32
+BLOCK_SLOTS = 1024
 
 Positions = npt.NDArray[np.int64]
 
@@ -46,29 +47,36 @@ class Mix:
         self._seed = seed
         self.counts = whole_counts(weights)
         self.period = sum(self.counts)
-        self._even = _spread_evenly(self.counts)
+        # Drawn a block at a time: a short period alone would be a draw for every few images.
+        periods = max(1, BLOCK_SLOTS // self.period)
+        self._even = np.tile(_spread_evenly(self.counts), periods)
+        self._block_counts = np.asarray(self.counts, np.int64) * periods
+        whole = SHUFFLED_SLOTS // self.period * self.period
+        slots = whole or SHUFFLED_SLOTS
+        self._neighbourhood = np.arange(len(self._even)) // slots
         self._pattern = lru_cache(maxsize=8)(self._make_pattern)
 
     def draw(self, first: int, count: int) -> tuple[Positions, Positions]:
         """(source, number among that source's images) of images `first` to `first + count`."""
         image_N = np.arange(first, first + count)
-        block_N, slot_N = np.divmod(image_N, self.period)
+        if len(self.counts) == 1:
+            return np.zeros_like(image_N), image_N
+        block_N, slot_N = np.divmod(image_N, len(self._even))
         source_N, number_N = np.empty_like(image_N), np.empty_like(image_N)
-        counts = np.asarray(self.counts, np.int64)
         for block in np.unique(block_N).tolist():
             here = block_N == block
             source_L, before_L = self._pattern(block)
             source_N[here] = source_L[slot_N[here]]
-            number_N[here] = block * counts[source_N[here]] + before_L[slot_N[here]]
+            earlier = block * self._block_counts[source_N[here]]
+            number_N[here] = earlier + before_L[slot_N[here]]
         return source_N, number_N
 
     def _make_pattern(self, block: int) -> tuple[Positions, Positions]:
-        """Each slot's source, and how many of that source come before it, in one period."""
-        keys = rng.permutation(self._seed, "stream.mix", block, self.period)
-        neighbours = np.arange(self.period) // SHUFFLED_SLOTS
-        source_L = self._even[np.lexsort((keys, neighbours))]
+        """Each slot's source, and how many of that source come before it, in one block."""
+        keys = rng.permutation(self._seed, "stream.mix", block, len(self._even))
+        source_L = self._even[np.lexsort((keys, self._neighbourhood))]
         before_L = np.empty_like(source_L)
-        for source, count in enumerate(self.counts):
+        for source, count in enumerate(self._block_counts):
             before_L[source_L == source] = np.arange(count)
         return source_L, before_L
 
