@@ -196,6 +196,16 @@ def test_small_pictures_keep_their_tumours_too():
         assert (sample.label != "none") == bool(sample.mask.any())
 
 
+def test_a_mask_covers_the_same_share_of_the_picture_at_every_size():
+    shares = {
+        px: np.mean([sample.mask.mean() / 255 for sample in phantoms.dataset("brain", 0, 40, px)])
+        for px in (32, 64, 128)
+    }
+    assert 0.005 < shares[128] < 0.05
+    assert shares[32] == pytest.approx(shares[128], rel=0.04)
+    assert shares[64] == pytest.approx(shares[128], rel=0.02)
+
+
 def test_masked_tissue_is_brighter_than_the_brain_around_it(slices):
     for sample in slices:
         if sample.label == "low_grade":
