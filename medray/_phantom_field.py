@@ -22,13 +22,16 @@ Field = NDArray[np.float64]
 _LEAST_DRAWN_PX, _FINE_ENOUGH_PX = 96, 256
 MIN_PX, MAX_PX = 8, 2048
 
+# More than the most eventful picture takes.
+UNIFORMS = 128
+
 
 class Draws:
-    """Numbers of one address, taken one after the other: 64 uniform ones, `normals` normal ones."""
+    """Numbers of one address, taken one after the other: 128 uniform, then `normals` normal."""
 
     def __init__(self, seed: int, stream: str, index: int, normals: int = 0) -> None:
-        self._left: Iterator[float] = iter(rng.uniforms(seed, stream, index, 64).tolist())
-        self._normals = rng.normals(seed, stream, index, normals, start=64).astype(np.float64)
+        self._left: Iterator[float] = iter(rng.uniforms(seed, stream, index, UNIFORMS).tolist())
+        self._normals = rng.normals(seed, stream, index, normals, start=UNIFORMS).astype(np.float64)
 
     def between(self, low: float, high: float) -> float:
         """Evenly spread over [low, high)."""

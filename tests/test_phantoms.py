@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from medray import _phantom_chest, phantoms
+from medray import _phantom_chest, _phantom_field, phantoms
 
 KINDS = sorted(phantoms.KINDS)
 COUNT = 400
@@ -55,7 +55,7 @@ def test_the_bytes_do_not_depend_on_what_else_is_drawn(kind):
     )
 
 
-GOLDEN = {"brain": "4c6bf6f528a0e2b3", "chest": "a3f8cbad23924338"}
+GOLDEN = {"brain": "7572095b1a908d92", "chest": "8fd276b3513c285e"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,6 +172,15 @@ def test_a_finding_shows_where_it_is_and_not_elsewhere(monkeypatch, name, change
         elsewhere.append(np.abs(change[:24, mirrored - 3 : mirrored + 4]).mean())
     assert np.mean(gains) > 8
     assert np.mean(elsewhere) < 0.25 * np.mean(gains)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_with_everything_that_can_happen_does_not_run_out_of_numbers(monkeypatch, kind):
+    taken = _phantom_field.Draws.chance
+    monkeypatch.setattr(_phantom_field.Draws, "chance", lambda self, p: taken(self, p) or True)
+    assert list(phantoms.KINDS[kind](0, 0, 32).labels.values()).count(1) == (
+        5 if kind == "chest" else 1
+    )
 
 
 def test_a_normal_film_has_dark_lungs_beside_a_bright_middle_over_a_bright_belly(monkeypatch):
