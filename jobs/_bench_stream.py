@@ -168,7 +168,7 @@ def assert_same(ours: Stream, other: Webdataset, images_NHW: Array) -> None:
         for keys, images, labels in other.loader
         for key, image, label in zip(keys, images.numpy(), labels, strict=True)
     }
-    seen = set()
+    seen: set[int] = set()
     while len(seen) < len(images_NHW):
         batch = ours.next(BATCH)
         for key, image_CHW, label in zip(

@@ -94,9 +94,9 @@ def test_a_flip_in_a_member_is_reported_by_that_members_name(whole: Path) -> Non
             path.write_bytes(data[:byte] + bytes([data[byte] ^ 1]) + data[byte + 1 :])
             with pytest.raises(DataError, match="damaged") as caught:
                 open_shard(Store(whole), read_index(Store(whole)).shards[1]).sample(2)
-            assert caught.value.where == (
-                f"train-000001.tar member {row['key']}.{extension}, bytes {offset} to {offset + size}"
-            )
+            member = f"{row['key']}.{extension}"
+            span = f"bytes {offset} to {offset + size}"
+            assert caught.value.where == f"train-000001.tar member {member}, {span}"
     path.write_bytes(data)
 
 

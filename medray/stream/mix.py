@@ -1,8 +1,8 @@
 """Several sources in given proportions: which one the i-th image comes from is a pure function.
 
-The proportions become whole numbers over the shortest period in which they are exact. Within it each
-source's images are spread evenly, then neighbours are shuffled: whole periods together where they
-are short. So any stretch of the run has the asked proportions to within a few images.
+The proportions become whole numbers over the shortest period in which they are exact. Within it
+each source's images are spread evenly, then neighbours are shuffled: whole periods together where
+they are short. So any stretch of the run has the asked proportions to within a few images.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ class Mix:
         periods = max(1, BLOCK_SLOTS // self.period)
         self._even = np.tile(_spread_evenly(self.counts), periods)
         self._block_counts = np.asarray(self.counts, np.int64) * periods
-        whole = SHUFFLED_SLOTS // self.period * self.period
-        slots = whole or SHUFFLED_SLOTS
-        self._neighbourhood = np.arange(len(self._even)) // slots
+        # Neighbours end where a period does, so that each period keeps its exact counts.
+        period_L, slot_L = np.divmod(np.arange(len(self._even)), self.period)
+        short = SHUFFLED_SLOTS // self.period
+        self._neighbourhood = (
+            period_L // short if short else period_L * self.period + slot_L // SHUFFLED_SLOTS
+        )
         self._pattern = lru_cache(maxsize=8)(self._make_pattern)
 
     def draw(self, first: int, count: int) -> tuple[Positions, Positions]:
