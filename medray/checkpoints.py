@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 from medray import log
 from medray.errors import DataError, ResourceError
 from medray.lease import Lease
-from medray.store import PART, Store, make_folder
+from medray.store import PART, Store, fsync_folder, make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ FOLDER = "checkpoints"
 MANIFEST, TENSORS, STATE = "manifest.json", "state.safetensors", "state.json"
 SCHEMA, STATE_SCHEMA = "medray.checkpoint/1", "medray.state/1"
 CHUNK_BYTES = 2**22
+REREADS = 4
 
 # Names of safetensors (its format's own), by NumPy's and torch's names.
 DTYPES = {
@@ -129,8 +130,17 @@ class Checkpoints:
         """The checkpoint at `images`, its digests checked; Damaged or FileNotFoundError."""
         manifest = self._manifest(images)
         for name, wanted in manifest.files.items():
-            self._verify(f"{_folder(images)}/{name}", wanted)
+            self._steadily(self._verify, f"{_folder(images)}/{name}", wanted)
         return manifest
+
+    def _steadily(self, verify: Callable[[str, dict[str, Any]], None], *arguments: Any) -> None:
+        """On an object store a read may break off: only what is wrong each time is damage."""
+        for _ in range(0 if self.store.is_local else REREADS):
+            try:
+                return verify(*arguments)
+            except (Damaged, OSError):
+                continue
+        verify(*arguments)
 
     def newest(self) -> Checkpoint | None:
         """The newest sound checkpoint, or None where there is none at all.
@@ -217,8 +227,17 @@ class Checkpoints:
             images = int(folder)
             # Beyond the newest there may be one in the making.
             if images not in keep and images <= newest:
-                self.store.remove(f"{FOLDER}/{folder}/{MANIFEST}")
-                self.store.remove_tree(f"{FOLDER}/{folder}")
+                self._remove(f"{FOLDER}/{folder}")
+
+    def _remove(self, folder: str) -> None:
+        self.store.remove(f"{folder}/{MANIFEST}")
+        if not self.store.is_local:
+            self.store.remove_tree(folder)
+            return
+        # Durable in this order, or a power cut could leave a manifest without its files.
+        fsync_folder(self.store.path(folder))
+        self.store.remove_tree(folder)
+        fsync_folder(self.store.path(FOLDER))
 
     def _all_names(self) -> list[str]:
         if not self.store.is_local:

@@ -29,7 +29,8 @@ def setup(*, json_lines: bool = False, level: str = "info") -> None:
 @contextlib.contextmanager
 def also_to(path: Path) -> Iterator[None]:
     """Writes every line, debug included, to `path` as well while the context lasts."""
-    with path.open("a", encoding="utf-8") as file:
+    # Unbuffered: nothing is left to be written at the close, where a full disk would raise.
+    with path.open("ab", buffering=0) as file:
         previous, _settings["file"] = _settings["file"], file
         try:
             yield
@@ -58,11 +59,8 @@ def error(name: str, text: str = "", **fields: Any) -> None:
 
 
 def _write(level: str, name: str, text: str, fields: dict[str, Any]) -> None:
-    file: IO[str] | None = _settings["file"]
     line = _text_line(level, name, text, fields)
-    if file is not None:
-        file.write(time.strftime("%Y-%m-%dT%H:%M:%S ") + line + "\n")
-        file.flush()
+    _to_file(line)
     if LEVELS[level] < _settings["level"]:
         return
     if _settings["json"]:
@@ -71,6 +69,18 @@ def _write(level: str, name: str, text: str, fields: dict[str, Any]) -> None:
             {"time": stamp, "level": level, "event": name, "text": text, **fields}, default=str
         )
     print(line, file=sys.stderr, flush=True)
+
+
+def _to_file(line: str) -> None:
+    file: IO[bytes] | None = _settings["file"]
+    if file is None:
+        return
+    try:
+        file.write((time.strftime("%Y-%m-%dT%H:%M:%S ") + line + "\n").encode())
+    except OSError as error:
+        # A log that cannot be written (a full disk) must not hide the error that is being told.
+        _settings["file"] = None
+        print(f"warning: the log file ends here: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _text_line(level: str, name: str, text: str, fields: dict[str, Any]) -> str:

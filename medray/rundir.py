@@ -132,7 +132,10 @@ class RunDir:
             spare = self._log.enter_context(tempfile.TemporaryDirectory())
             path = self._log_path = Path(spare, LOG)
             path.write_bytes(_read(self.store, LOG))
-        self._log.enter_context(log.also_to(path))
+        try:
+            self._log.enter_context(log.also_to(path))
+        except OSError as error:
+            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
 
     # --- what grows ---------------------------------------------------------------------------
 
@@ -276,8 +279,7 @@ def _check_entry(
     """UsageError unless the folder may be entered as asked; changes nothing."""
     if store.is_local and store.exists() and not store.path().is_dir():
         raise UsageError(f"--run-dir must be a folder, {store.url} is a file")
-    names = [name for name in store.names() if not name.startswith(f"{LEASE_FOLDER}/")]
-    if not names:
+    if _is_empty(store):
         return
     if not resume and not overwrite:
         raise UsageError(
@@ -299,6 +301,13 @@ def _check_entry(
             hint="give the same values to resume it, or --overwrite, or another --run-dir with "
             f"--init-from {store.url}",
         )
+
+
+def _is_empty(store: Store) -> bool:
+    """Whether there is nothing but the lease."""
+    if store.is_local:
+        return not store.exists() or {p.name for p in store.path().iterdir()} <= {LEASE_FOLDER}
+    return all(name.startswith(f"{LEASE_FOLDER}/") for name in store.names())
 
 
 def _stored_config(store: Store) -> dict[str, Any] | None:

@@ -6,14 +6,18 @@ fsync of the folder; on an object store a single PUT.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from medray.errors import ResourceError, UsageError
 
 PART = ".part"
+# An object store that answers 503, resets a connection or sends too few bytes is asked again.
+RETRY_DELAYS_S = (0.1, 0.3, 0.9, 2.7)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -85,7 +89,16 @@ class Store:
         """All of `name`; FileNotFoundError where it is absent."""
         if self.is_local:
             return self.path(name).read_bytes()
-        return bytes(self._call("cat_file", self._remote(name)))
+        for delay_s in (*RETRY_DELAYS_S, None):
+            data = bytes(self._call("cat_file", self._remote(name)))
+            size = self.size(name)
+            # Some clients hand on what came before a connection broke, in silence.
+            if len(data) == size:
+                break
+            if delay_s is None:
+                raise ResourceError(f"{self.url}/{name} has {size} bytes, {len(data)} arrived")
+            time.sleep(delay_s)
+        return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from byte `start`; fewer at its end."""
@@ -150,29 +163,47 @@ class Store:
     def remove(self, name: str) -> None:
         """Removes `name`; nothing happens where it is absent."""
         if self.is_local:
-            self.path(name).unlink(missing_ok=True)
+            try:
+                self.path(name).unlink(missing_ok=True)
+            except OSError as error:
+                raise _not_removed(self.path(name), error) from error
         elif self.exists(name):
-            self._call("rm_file", self._remote(name))
+            # An answer that was lost is asked for again: then it is gone already.
+            with contextlib.suppress(FileNotFoundError):
+                self._call("rm_file", self._remote(name))
 
     def remove_tree(self, name: str = "") -> None:
         """Removes everything below `name`."""
         if self.is_local:
-            if self.path(name).exists():
-                shutil.rmtree(self.path(name))
+            try:
+                if self.path(name).exists():
+                    shutil.rmtree(self.path(name))
+            except OSError as error:
+                raise _not_removed(self.path(name), error) from error
         elif self.exists(name):
-            self._call("rm", self._remote(name), recursive=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._call("rm", self._remote(name), recursive=True)
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """One call; the many exceptions become FileNotFoundError or ResourceError."""
-        try:
-            return getattr(self._fs, method)(*arguments, **named)
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ResourceError(
-                f"the store {self.url} failed at {method}: {type(error).__name__}: {error}",
-                hint="the store may be unreachable for a while: the same command goes on",
-            ) from error
+        """One call, repeated while the network fails; FileNotFoundError or ResourceError."""
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                return getattr(self._fs, method)(*arguments, **named)
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError, RuntimeError) as error:
+                lasting = isinstance(error, PermissionError) or not isinstance(error, OSError)
+                if lasting or delay_s is None:
+                    raise ResourceError(
+                        f"the store {self.url} failed at {method}: {type(error).__name__}: {error}",
+                        hint="the store may be unreachable for a while: the same command goes on",
+                    ) from error
+            time.sleep(delay_s)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _not_removed(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"cannot remove {path}: {error.strerror}")
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -96,6 +96,12 @@ def test_a_damaged_checkpoint_replaced_under_kills_is_never_half(
 
     assert each_operation(forks, before, trial, action="exit") >= 15
 
+    def failing(folder: Path, outcome: preload.Outcome) -> None:
+        trial(folder, outcome)
+        assert outcome.error in ("", "ResourceError"), outcome
+
+    each_operation(forks, before, failing, action="eio")
+
 
 def test_control_a_publisher_that_writes_the_manifest_first_is_caught(
     forks: preload.Forks, before: Path
@@ -210,3 +216,17 @@ def test_pruning_killed_at_any_operation_leaves_the_newest(tmp_path: Path) -> No
     with preload.Forks(publisher.prune) as forks:
         each_operation(forks, before, trial, action="exit")
     assert seen[0] == 3 and seen[-1] == 1
+
+
+def test_pruning_cut_off_from_power_leaves_no_manifest_without_its_files(tmp_path: Path) -> None:
+    before, log = tmp_path / "before", tmp_path / "log"
+    for images in (OLD, NEW, NEW + 8):
+        publisher.save(before, images)
+
+    def trial(folder: Path, outcome: preload.Outcome) -> None:
+        for complete in _cut(before, log, folder, cuts=4):
+            assert complete[-1] == NEW + 8
+        log.unlink(missing_ok=True)
+
+    with preload.Forks(publisher.prune) as forks:
+        assert each_operation(forks, before, trial, action="exit", log=log) > 8

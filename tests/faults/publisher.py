@@ -20,7 +20,7 @@ from medray.rundir import RunDir
 from medray.store import Store
 
 OLD_IMAGES, NEW_IMAGES = 8, 16
-TOTAL_IMAGES, STEP_IMAGES, SAVE_IMAGES = 48, 2, 8
+TOTAL_IMAGES, STEP_IMAGES, SAVE_IMAGES = 36, 4, 12
 CONFIG = "seed: 0\nworkers: 1\n"
 
 
@@ -96,6 +96,7 @@ def train(folder: Path, cut: bool = True, **start: Any) -> int:
             if images % SAVE_IMAGES == 0:
                 saved.save(images, {"total": np.array([total])}, {"images": images})
                 saved.prune(2)
+        saved.prune(2)
         run.finish({"total": float(total)})
     return images
 

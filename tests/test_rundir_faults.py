@@ -1,0 +1,160 @@
+"""A whole small run that is killed, anywhere: the same command ends with the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from medray.checkpoints import Checkpoints
+from medray.store import Store
+from tests.faults import preload, publisher
+from tests.faults.kill import run_killed, tree_sha256
+from tests.faults.powercut import Disk
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[preload.Forks]:
+    with preload.Forks(publisher.train) as found:
+        yield found
+
+
+def results(folder: Path) -> dict[str, str]:
+    """SHA-256 of what must not depend on faults (a manifest tells its start's epoch)."""
+    found = tree_sha256(folder, publisher.is_result)
+    for name in found:
+        if name.endswith("manifest.json"):
+            content = json.loads((folder / name).read_text())
+            found[name] = json.dumps({**content, "epoch": 0})
+    return found
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("clean")
+    publisher.train(folder)
+    found = results(folder)
+    assert {"run/metrics.jsonl", "run/DONE", "run/summary.json"} <= set(found)
+    return found
+
+
+def _fresh(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _operations(forks: preload.Forks, tmp_path: Path) -> int:
+    found = forks.run(_fresh(tmp_path))
+    assert found.result == publisher.TOTAL_IMAGES, found
+    return found.operations
+
+
+def test_a_run_killed_at_any_operation_ends_with_the_same_files(
+    forks: preload.Forks, clean: dict[str, str], tmp_path: Path
+) -> None:
+    count = _operations(forks, tmp_path)
+    for at in range(1, count + 1, 7):
+        folder = _fresh(tmp_path)
+        action = "torn" if at % 2 else "exit"
+        assert forks.run(folder, action=action, at=at).ended_by_fault
+        again = forks.run(folder)
+        assert again.code == 0, f"after a kill at operation {at}: {again}"
+        assert results(folder) == clean, f"killed at operation {at}"
+
+
+@pytest.mark.chaos
+def test_a_run_killed_at_each_operation_then_at_another_ends_with_the_same_files(
+    forks: preload.Forks, clean: dict[str, str], tmp_path: Path
+) -> None:
+    for at in range(1, _operations(forks, tmp_path) + 1):
+        folder = _fresh(tmp_path)
+        forks.run(folder, action="exit", at=at)
+        forks.run(folder, action="torn", at=at // 2 + 1)
+        assert forks.run(folder).code == 0 and results(folder) == clean, f"operation {at}"
+
+
+def test_control_a_run_that_keeps_rows_past_its_checkpoint_is_caught(
+    forks: preload.Forks, clean: dict[str, str], tmp_path: Path
+) -> None:
+    count, different = _operations(forks, tmp_path), 0
+    for at in range(1, count + 1, 25):
+        folder = _fresh(tmp_path)
+        forks.run(folder, action="exit", at=at, cut=False)
+        again = forks.run(folder, cut=False)
+        different += again.code != 0 or results(folder) != clean
+    assert different >= 2
+
+
+def test_after_a_power_cut_the_run_goes_on_to_the_same_files(
+    forks: preload.Forks, clean: dict[str, str], tmp_path: Path
+) -> None:
+    empty, log = tmp_path / "empty", tmp_path / "log"
+    empty.mkdir()
+    count = _operations(forks, tmp_path)
+    for at in range(3, count + 1, 40):
+        folder = _fresh(tmp_path)
+        log.unlink(missing_ok=True)
+        assert forks.run(folder, action="exit", at=at, log=log).ended_by_fault
+        disk = Disk(folder, empty).replay(log)
+        for seed in (None, at):
+            shutil.rmtree(folder)
+            disk.write(folder, seed)
+            again = forks.run(folder)
+            assert again.code == 0 and results(folder) == clean, (
+                f"cut at {at}, seed {seed}: {again}"
+            )
+
+
+def test_a_full_disk_ends_a_run_with_a_named_error_and_room_lets_it_go_on(
+    forks: preload.Forks, clean: dict[str, str], tmp_path: Path
+) -> None:
+    count, named = _operations(forks, tmp_path), 0
+    for at in range(20, count, 17):
+        folder = _fresh(tmp_path)
+        found = forks.run(folder, action="enospc", at=at)
+        assert found.error == "ResourceError" and "No space left" in found.text, f"{at}: {found}"
+        complete = Checkpoints(Store(folder / "run"), None)
+        for images in complete.complete():
+            complete.at(images)
+        named += 1
+        assert forks.run(folder).code == 0 and results(folder) == clean
+    assert named >= 5
+
+
+def _random_kills(clean: dict[str, str], tmp_path: Path, seeds: range, clean_s: float) -> int:
+    killed = 0
+    for seed in seeds:
+        folder = _fresh(tmp_path)
+        command = [sys.executable, "-m", "tests.faults.publisher", str(folder)]
+        attempts = run_killed(
+            command,
+            seed=seed,
+            kills=3,
+            clean_s=clean_s,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            log=tmp_path / "log",
+        )
+        killed += sum(not attempt.finished for attempt in attempts)
+        assert results(folder) == clean, f"seed {seed}: {attempts}"
+    return killed
+
+
+def test_random_kills_of_the_command_change_nothing(clean: dict[str, str], tmp_path: Path) -> None:
+    assert _random_kills(clean, tmp_path, range(2), 0.8) >= 2
+
+
+@pytest.mark.chaos
+def test_fifty_random_kills_of_the_command_change_nothing(
+    clean: dict[str, str], tmp_path: Path
+) -> None:
+    assert _random_kills(clean, tmp_path, range(100, 120), 0.8) >= 50
