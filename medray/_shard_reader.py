@@ -230,9 +230,14 @@ class ShardReader:
                     where=self.where(row, extension, offset, size),
                     hint="copy the shard back or pack it again; --on-error skip goes on without",
                 )
-        span = f"a header or padding within bytes {row['offset']} to {row['offset'] + row['size']}"
-        extension = row["members"][0][0]
-        return self._damaged(f"damaged near member {row['key']}.{extension} (crc32c differs)", span)
+        for extension, offset, size, _ in row["members"]:
+            start = offset - row["offset"]
+            if data[start - _tar.BLOCK : start] != _tar.header(f"{row['key']}.{extension}", size):
+                place = f"header of member {row['key']}.{extension}"
+                span = f"bytes {offset - _tar.BLOCK} to {offset}"
+                return self._damaged("damaged tar header (crc32c differs)", f"{place}, {span}")
+        span = f"bytes {row['offset']} to {row['offset'] + row['size']}"
+        return self._damaged("damaged padding (crc32c differs)", f"key {row['key']}, {span}")
 
     def _damaged(self, what: str, place: str) -> DataError:
         return DataError(

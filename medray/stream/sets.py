@@ -59,6 +59,8 @@ class OpenSet:
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = [threading.Lock() for _ in self.shards]
+        self._refused: dict[int, DataError] = {}
+        self._fetched_again: set[int] = set()
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +74,13 @@ class OpenSet:
         if reader is not None:
             return reader
         with self._opening[number]:
-            reader = self._open_reader(number) or self._files.open(self.shards[number])
+            if number in self._refused:
+                raise self._refused[number].with_traceback(None)
+            try:
+                reader = self._open_reader(number) or self._files.open(self.shards[number])
+            except DataError as error:
+                self._refused[number] = error
+                raise
         with self._lock:
             self._readers[number] = reader
             while len(self._readers) > SHARDS_OPEN:
@@ -86,17 +94,26 @@ class OpenSet:
             return self._readers.get(number)
 
     def fetch(self, number: int, sample: int) -> tuple[ShardReader, bytes]:
-        """A sample's checked bytes, and its reader; a damaged local copy is fetched once more."""
+        """A sample's checked bytes, and its reader; a damaged local copy is made once more."""
         reader = self.reader(number)
         try:
             return reader, reader.fetch(sample)
         except DataError:
-            if not self._files.forget(self.shards[number]):
+            if not self._renewed(number, reader):
                 raise
-        with self._lock:
-            self._readers.pop(number, None)
         reader = self.reader(number)
         return reader, reader.fetch(sample)
+
+    def _renewed(self, number: int, reader: ShardReader) -> bool:
+        """Whether there is another copy of a remote shard than the one that `reader` reads."""
+        with self._opening[number], self._lock:
+            if self._readers.get(number) is not reader:
+                return True
+            if number in self._fetched_again or not self._files.forget(self.shards[number]):
+                return False
+            self._fetched_again.add(number)
+            del self._readers[number]
+            return True
 
 
 class _Packed:
