@@ -100,8 +100,6 @@ def resolved(config: PgganJob) -> PgganJob:
 
 
 def _choose(config: PgganJob) -> PgganJob:
-    from medray.train import precision
-
     share = max(config.batch, config.total_images // ROWS)
     shown = max(config.batch, config.total_images // PICTURES)
     growth = config._growth()
@@ -114,6 +112,8 @@ def _choose(config: PgganJob) -> PgganJob:
         "checkpoint_images": config.checkpoint_images or config.snapshot_images or shown,
     }
     if config.precision == "auto":
+        from medray.train import precision
+
         update["precision"] = precision.resolve(
             config, threads=update["threads_per_worker"], gpu=config.gpus_per_worker > 0
         )
@@ -131,19 +131,15 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     from medray.train.snapshots import GanSnapshots
 
     config = PgganJob.model_validate(task["config"])
-    run = RunDir.attach(str(config.run_dir), task["epoch"])
+    run = RunDir.attach(str(config.run_dir), task["epoch"], writer=context.rank == 0)
     algorithm = Pggan(config, context)
     if config.init_from:
         take_weights(algorithm, config.init_from)
     sources = sources_of(config)
     with stream_of(config, sources, context.rank, context.world) as batches, run:
-        pictures = GanSnapshots(
-            algorithm,
-            reals(config, sources, 256) if context.rank == 0 else None,
-            run,
-            latent_dims=config.latent_dims,
-            seed=config.seed,
-        )
+        pictures = GanSnapshots(algorithm, run, latent_dims=config.latent_dims, seed=config.seed)
+        if context.rank == 0:
+            pictures.show_reals(reals(config, sources, 256))
         cadence = Cadence(
             config.total_images,
             config.log_images or config.batch,
@@ -199,7 +195,8 @@ def _default_cache() -> Path:
 
 def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int) -> Stream:
     """The batches of this rank."""
-    from medray.stream.loader import Source, Stream
+    from medray.stream.loader import Stream
+    from medray.stream.sets import Source
 
     stream = Stream(
         [Source(url) for url in sources],
@@ -263,7 +260,7 @@ def leave(
         for name in ("final_px", "channels", "latent_dims", "fmap_base", "fmap_max")
     }
     about = {"kind": "pggan", "arguments": arguments, "px": algorithm.px, "seed": config.seed}
-    tensors = dict(algorithm.average.named_parameters())
+    tensors: dict[str, Tensor] = dict(algorithm.average.named_parameters())
     sha256 = weights.save_generator(run.store.child("model"), tensors, about, card(config, summary))
     figures = {
         "px": algorithm.px,

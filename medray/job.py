@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -54,8 +54,14 @@ class OutJob(JobConfig):
     overwrite: bool = Field(False, description="remove what is there first")
 
 
-def job(config_class: type[J], run: Callable[[J], None]) -> Callable[[Sequence[str] | None], int]:
-    """The `main(argv=None) -> exit code` of a job script."""
+class Main(Protocol):
+    """A job script's `main`: takes the arguments (default: the command line's), gives the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def job(config_class: type[J], run: Callable[[J], None]) -> Main:
+    """The `main` of a job script."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if argv is None else argv

@@ -82,13 +82,7 @@ class Sample:
         cls, key: str, record: dict[str, Any], image: Array, mask: Array | None = None
     ) -> Sample:
         """The sample that `record()` described, with its pixels."""
-        known = {
-            name: record.get(name) for name in ("label", "patient", "source_sha256", "burned_in")
-        }
-        pairs = {
-            name: None if record.get(name) is None else (record[name][0], record[name][1])
-            for name in ("spacing_mm", "window")
-        }
+        spacing_mm, window = record.get("spacing_mm"), record.get("window")
         provenance = record.get("provenance")
         return cls(
             key=key,
@@ -98,8 +92,12 @@ class Sample:
             split=record.get("split") or "train",
             provenance=None if provenance is None else Provenance(**provenance),
             extra=record.get("extra") or {},
-            **known,
-            **pairs,
+            label=record.get("label"),
+            patient=record.get("patient"),
+            source_sha256=record.get("source_sha256"),
+            spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1]),
+            window=None if window is None else (window[0], window[1]),
+            burned_in=record.get("burned_in"),
         )
 
 

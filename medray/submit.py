@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -25,6 +26,13 @@ from medray.errors import ResourceError, UsageError
 from medray.job import EXIT_LINE
 
 PACKAGE_LIMIT_MIB = 100
+# Ray's own chatter around the program's lines; its log files keep it.
+CHATTER = re.compile(
+    r"^\S+ \S+\s+(INFO|SUCC|WARNING) (packaging|working_dir|dashboard_sdk|cli|sdk|job_manager)\.py"
+)
+BACKEND = re.compile(r"^(\S*\(\w+( pid=\d+[^)]*)?\)\S* )?\[[-\d]+ [\d:,]+ [IWE] \d+ \d+\]")
+PREFIX = re.compile(r"^\(RayTrainWorker pid=\d+[^)]*\) ")
+CONTROL = re.compile(r"\x1b\[[0-9;]*m")
 START_TIMEOUT_S = 90
 
 
@@ -41,6 +49,7 @@ def submit(name: str, argv: Sequence[str]) -> int:
     environment |= {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."),
+        *("--log-style", "record", "--log-color", "false"),
         *("--runtime-env-json", json.dumps({"env_vars": environment})),
         *("--", *shlex.split(entrypoint)),
     ]
@@ -53,13 +62,12 @@ def _run_and_read_code(command: Sequence[str]) -> int:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     assert process.stdout is not None
-    code, tail = None, ""
+    code = None
     for line in process.stdout:
         if EXIT_LINE in line:
             code = int(line.rpartition(EXIT_LINE)[2].split()[0])
-        else:
-            tail = (tail + line)[-2000:]
-            sys.stderr.write(line)
+        elif not CHATTER.match(line) and not BACKEND.match(line):
+            sys.stderr.write(PREFIX.sub("", CONTROL.sub("", line)))
             sys.stderr.flush()
     if process.wait() != 0 and code is None:
         raise ResourceError(

@@ -16,7 +16,7 @@ PACKAGES = ("medray", "jobs", "serve")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 BASE = {"errors", "log", "store", "records", "config", "rng", "kernels"}
-ONE = {"shards", "rundir", "checkpoints", "images", "metrics", "models", "phantoms"}
+ONE = {"shards", "rundir", "checkpoints", "images", "metrics", "models", "phantoms", "report"}
 MAY_IMPORT = {
     **{name: BASE for name in BASE},
     **{name: BASE | ONE for name in ONE},
@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "archive": BASE | ONE | {"sample", "evaluate"},
     "tune": BASE | ONE | {"dist", "pack", "stream", "train", "sample", "evaluate", "archive"},
     "job": BASE | ONE,
+    "doctor": BASE,
+    "submit": BASE | {"job"},
 }
 HOMES = {
     "ray.train": {"medray/dist"},
@@ -80,6 +82,8 @@ SPLIT_FROM = {
     "images_child": "images",
     "lease": "rundir",
     "_run_info": "rundir",
+    "_run_entry": "rundir",
+    "_tensors": "checkpoints",
 }
 
 

@@ -7,6 +7,7 @@ final weights are those of the run that was never killed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
@@ -24,6 +25,7 @@ from medray.dist.context import Context
 from medray.errors import MedrayError, Stopped
 from medray.records import Batch
 from medray.rundir import RunDir
+from medray.train.tensorboard import Curves
 
 
 class Algorithm(Protocol):
@@ -154,6 +156,7 @@ class Fit:
         self.folder, self.cadence = run, cadence
         self.batch_at, self.snapshot = batch_at, snapshot
         self.checkpoints = Checkpoints(run.store, run.lease)
+        self.curves = Curves(run.store) if context.rank == 0 else None
         self.meter = Meter()
         self.images = 0
         self.score: float | None = None
@@ -161,13 +164,14 @@ class Fit:
     def run(self) -> dict[str, Any]:
         """Trains from the newest checkpoint to `total_images`; the figures of this attempt."""
         started_s, first = time.monotonic(), self._resume()
-        if first == 0:
-            self._picture()
-        with log.Progress("train", self.cadence.total_images) as progress:
-            progress.update(self.images)
-            while self.images < self.cadence.total_images:
-                self._step(progress)
-        self._checkpoint()
+        with self.curves.open(first) if self.curves else contextlib.nullcontext():
+            if first == 0:
+                self._picture()
+            with log.Progress("train", self.cadence.total_images) as progress:
+                progress.update(self.images)
+                while self.images < self.cadence.total_images:
+                    self._step(progress)
+            self._checkpoint()
         seconds = time.monotonic() - started_s
         return {
             "images": self.images,
@@ -229,7 +233,7 @@ class Fit:
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} is {value} at {self.images:,} images")
         if self.context.rank == 0:
-            self.folder.append_metrics({"images": self.images, **row})
+            self._write_row(row)
             shown = {n.rpartition("/")[2]: v for n, v in row.items() if n.startswith("train/loss")}
             progress.update(self.images, **shown)
         self.context.report({"images": self.images, **row})
@@ -249,7 +253,12 @@ class Fit:
         self.score = figures.get("score")
         if figures:
             row = {f"snapshot/{name}": value for name, value in figures.items()}
-            self.folder.append_metrics({"images": self.images, **row})
+            self._write_row(row)
+
+    def _write_row(self, row: dict[str, float]) -> None:
+        self.folder.append_metrics({"images": self.images, **row})
+        if self.curves:
+            self.curves.add(self.images, row)
 
     def _checkpoint(self) -> None:
         self._check_finite()
@@ -264,4 +273,6 @@ class Fit:
         if self.context.rank == 0:
             self.checkpoints.save(self.images, tensors, state)
             self.checkpoints.prune(self.cadence.keep_last, self.cadence.keep_best)
+            if self.curves:
+                self.curves.publish()
         self.context.barrier()

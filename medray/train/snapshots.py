@@ -31,18 +31,17 @@ class Pictured(Protocol):
 
 
 class GanSnapshots:
-    """Draws `fakes-<images>.png` at fixed latents and scores the model against real images.
+    """Draws `fakes-<images>.png` at fixed latents and scores the model against real images."""
 
-    `reals_NCHW` are uint8 images at the final resolution.
-    """
-
-    def __init__(
-        self, model: Pictured, reals_NCHW: Array, run: RunDir, *, latent_dims: int, seed: int
-    ) -> None:
-        self.model, self.reals_NCHW, self.run, self.seed = model, reals_NCHW, run, seed
+    def __init__(self, model: Pictured, run: RunDir, *, latent_dims: int, seed: int) -> None:
+        self.model, self.run, self.seed = model, run, seed
         drawn = rng.normals(seed, "snapshots", np.arange(SCORED_IMAGES), latent_dims)
         self.z_NL = torch.from_numpy(drawn)
-        run.write_picture("reals.png", self._grid(reals_NCHW[:GRID_IMAGES]))
+
+    def show_reals(self, reals_NCHW: Array) -> None:
+        """Takes the real images (uint8 at the final resolution) to score against; `reals.png`."""
+        self.reals_NCHW = reals_NCHW
+        self.run.write_picture("reals.png", self._grid(reals_NCHW[:GRID_IMAGES]))
 
     def _grid(self, images_NCHW: Array) -> bytes:
         cell_px = max(CELL_PX, self.reals_NCHW.shape[-1])
@@ -55,12 +54,13 @@ class GanSnapshots:
         self._progress()
         if fakes_NCHW.shape[-1] != self.reals_NCHW.shape[-1] or fakes_NCHW.shape[-1] < 16:
             return {}
-        more_NCHW = self.model.sample(self.z_NL[GRID_IMAGES:], images).numpy()
-        every_NCHW = np.concatenate([fakes_NCHW, more_NCHW])
-        return self._score(every_NCHW)
+        # The distance is biased by the number of images: as many of each.
+        z_NL = self.z_NL[: len(self.reals_NCHW)]
+        return self._score(self.model.sample(z_NL, images).numpy())
 
     def _score(self, fakes_NCHW: Array) -> dict[str, float]:
-        real_NHW, fake_NHW = (x.mean(1) for x in (self.reals_NCHW, fakes_NCHW))
+        count = min(len(self.reals_NCHW), len(fakes_NCHW))
+        real_NHW, fake_NHW = (x[:count].mean(1) for x in (self.reals_NCHW, fakes_NCHW))
         by_level = metrics.sliced_wasserstein(real_NHW, fake_NHW, self.seed)
         figures = {f"swd_{px}px": float(value) for px, value in by_level.items()}
         return {**figures, "score": float(np.mean(list(by_level.values())))}
