@@ -13,42 +13,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
+from typing import IO, Any
 
 from medray import log
+from medray._tensors import Tensors, read_tensors, write_tensors
 from medray.errors import DataError, ResourceError
 from medray.lease import Lease
 from medray.store import PART, Store, fsync_folder, make_folder
-
-if TYPE_CHECKING:
-    import torch
-
-Tensors = Mapping[str, "np.ndarray[Any, Any] | torch.Tensor"]
 
 FOLDER = "checkpoints"
 MANIFEST, TENSORS, STATE = "manifest.json", "state.safetensors", "state.json"
 SCHEMA, STATE_SCHEMA = "medray.checkpoint/1", "medray.state/1"
 CHUNK_BYTES = 2**22
 REREADS = 4
-
-# Names of safetensors (its format's own), by NumPy's and torch's names.
-DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "uint16": "U16",
-    "int32": "I32",
-    "uint32": "U32",
-    "int64": "I64",
-    "uint64": "U64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
 
 
 @dataclass(frozen=True)
@@ -205,7 +182,7 @@ class Checkpoints:
         data = self.store.read_bytes(f"{folder}/{TENSORS}")
         if _digest(data) != checkpoint.files[TENSORS]:
             raise _damaged("changed while it was read", f"{folder}/{TENSORS}")
-        tensors = _read_tensors(data, as_numpy)
+        tensors = read_tensors(data, as_numpy)
         if expect is not None:
             check_tensors(tensors, expect, f"{self.store.url}/{folder}/{TENSORS}")
         state = _json(self.store.read_bytes(f"{folder}/{STATE}"), f"{folder}/{STATE}")
@@ -305,7 +282,7 @@ def check_tensors(tensors: Tensors, expect: Mapping[str, Sequence[int]], where: 
         )
 
 
-# --- bytes ------------------------------------------------------------------------------------
+# --- bytes ---
 
 
 def _digest(data: bytes) -> dict[str, Any]:
@@ -318,19 +295,6 @@ def _digest_of(file: IO[bytes]) -> dict[str, Any]:
         digest.update(chunk)
         size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _array(tensor: Any) -> tuple[str, tuple[int, ...], np.ndarray[Any, Any]]:
-    """Type name, shape and the bytes (flat uint8) of a NumPy array or a torch tensor."""
-    shape = tuple(tensor.shape)
-    if not isinstance(tensor, np.ndarray | np.generic):
-        import torch
-
-        name = str(tensor.dtype).removeprefix("torch.")
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        return name, shape, flat
-    flat_array = np.ascontiguousarray(tensor).reshape(-1)
-    return tensor.dtype.name, shape, flat_array.view(np.uint8)
 
 
 def _not_written(path: Path, error: OSError) -> ResourceError:
@@ -347,47 +311,3 @@ def _written(path: Path, tensors: Tensors) -> dict[str, Any]:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise _not_written(path, error) from error
-
-
-def write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
-    """Writes a safetensors file, one tensor in memory at a time; its size and SHA-256.
-
-    The same tensors give the same bytes: names sorted, header padded to eight bytes.
-    """
-    header: dict[str, Any] = {}
-    offset = 0
-    for name in sorted(tensors):
-        dtype, shape, count = _described(name, tensors[name])
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + count]}
-        offset += count
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for chunk in (len(text).to_bytes(8, "little"), text):
-            digest.update(chunk)
-            file.write(chunk)
-        for name in sorted(tensors):
-            data = _array(tensors[name])[2].data
-            digest.update(data)
-            file.write(data)
-    return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
-
-
-def _read_tensors(data: bytes, as_numpy: bool) -> dict[str, Any]:
-    if as_numpy:
-        from safetensors.numpy import load as load_numpy
-
-        return dict(load_numpy(data))
-    from safetensors.torch import load
-
-    return dict(load(data))
-
-
-def _described(name: str, tensor: Any) -> tuple[str, list[int], int]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    shape = [int(length) for length in tensor.shape]
-    itemsize = int(getattr(tensor, "itemsize", 0) or tensor.element_size())
-    return DTYPES[dtype], shape, int(np.prod(shape, dtype=np.int64)) * itemsize

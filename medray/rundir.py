@@ -7,27 +7,28 @@ checkpoints/`; on an object store each is a whole object, rewritten when it grow
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
 
-from medray import _run_info, log
+from medray import _run_entry, _run_info, log
+from medray._run_entry import CONFIG, numbered
 from medray.config import OPERATIONAL
-from medray.errors import MedrayError, ResourceError, Stopped, UsageError
-from medray.lease import FOLDER as LEASE_FOLDER
+from medray.errors import MedrayError, ResourceError, Stopped
 from medray.lease import WAIT_S, Lease, LeaseLost, acquire, join
-from medray.store import PART, Store, fsync_folder
+from medray.store import Store, fsync_folder
 
-CONFIG, COMMAND, ENV, STATUS = "config.yaml", "command.txt", "env.json", "status.json"
+__all__ = ["RunDir", "numbered"]
+
+COMMAND, ENV, STATUS = "command.txt", "env.json", "status.json"
 METRICS, SUMMARY, LOG, DONE = "metrics.jsonl", "summary.json", "train.log", "DONE"
 STATUS_SCHEMA = "medray.status/1"
 STATES = ("running", "complete", "stopped", "failed", "interrupted")
@@ -67,11 +68,11 @@ class RunDir:
         store = Store(url)
         given = _run_info.parsed(config_yaml.encode(), "the configuration")
         may_change = changeable | OPERATIONAL
-        _check_entry(store, given, resume, overwrite, may_change)
+        _run_entry.check_entry(store, given, resume, overwrite, may_change)
         lease = acquire(store, wait_s=wait_s)
         try:
             # Another start may have been here while this one waited.
-            _check_entry(store, given, resume, overwrite, may_change)
+            _run_entry.check_entry(store, given, resume, overwrite, may_change)
             words = shlex.split(command) if isinstance(command, str) else list(command)
             run = cls(store, lease, config_hash=config_hash, resume=_run_info.resume_command(words))
             if not (resume and run.complete):
@@ -99,9 +100,9 @@ class RunDir:
         self, given: dict[str, Any], words: list[str], overwrite: bool, may_change: frozenset[str]
     ) -> None:
         if overwrite:
-            _clear(self.store)
-        _remove_parts(self.store)
-        before = _stored_config(self.store)
+            _run_entry.clear(self.store)
+        _run_entry.remove_parts(self.store)
+        before = _run_entry.stored_config(self.store)
         config = given if before is None else _run_info.merged(before, given, may_change)
         if config != before:
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -270,70 +271,6 @@ def _ending(error: BaseException) -> dict[str, Any]:
     return {"state": state, "exit_code": code, "reason": text, "hint": hint}
 
 
-# --- the way in -------------------------------------------------------------------------------
-
-
-def _check_entry(
-    store: Store, given: dict[str, Any], resume: bool, overwrite: bool, may_change: frozenset[str]
-) -> None:
-    """UsageError unless the folder may be entered as asked; changes nothing."""
-    if store.is_local and store.exists() and not store.path().is_dir():
-        raise UsageError(f"--run-dir must be a folder, {store.url} is a file")
-    if _is_empty(store):
-        return
-    if not resume and not overwrite:
-        raise UsageError(
-            f"the run folder {store.url} is not empty",
-            hint="--resume goes on with it, --overwrite empties it first, another --run-dir leaves "
-            f"it as it is (with --init-from {store.url} to start from its weights)",
-        )
-    before = _stored_config(store)
-    if before is None:
-        raise UsageError(
-            f"{store.url} is not empty and no run folder (it has no {CONFIG})",
-            hint="give another --run-dir, or empty this folder yourself",
-        )
-    changed = _run_info.config_changes(before, given, may_change) if resume else []
-    if changed:
-        raise UsageError(
-            f"the configuration differs from that of the run in {store.url}:\n    "
-            + "\n    ".join(changed),
-            hint="give the same values to resume it, or --overwrite, or another --run-dir with "
-            f"--init-from {store.url}",
-        )
-
-
-def _is_empty(store: Store) -> bool:
-    """Whether there is nothing but the lease."""
-    if store.is_local:
-        return not store.exists() or {p.name for p in store.path().iterdir()} <= {LEASE_FOLDER}
-    return all(name.startswith(f"{LEASE_FOLDER}/") for name in store.names())
-
-
-def _stored_config(store: Store) -> dict[str, Any] | None:
-    data = _read(store, CONFIG)
-    return _run_info.parsed(data, f"{store.url}/{CONFIG}") if data else None
-
-
-def _clear(store: Store) -> None:
-    """Removes all but the lease; the configuration last, so that a fault leaves a run folder."""
-    names = [name for name in store.names() if not name.startswith(f"{LEASE_FOLDER}/")]
-    tops = sorted({name.split("/")[0] for name in names} - {CONFIG})
-    for top in tops:
-        if any(name.startswith(f"{top}/") for name in names):
-            store.remove_tree(top)
-        else:
-            store.remove(top)
-    store.remove(CONFIG)
-
-
-def _remove_parts(store: Store) -> None:
-    """Removes what earlier writers, dead by now, left unfinished."""
-    if store.is_local:
-        for path in store.path().rglob(f"*{PART}"):
-            path.unlink()
-
-
 def _read(store: Store, name: str) -> bytes:
     """The content of `name`, empty where it is absent."""
     try:
@@ -353,50 +290,3 @@ def _append(path: Path, line: bytes) -> None:
             fsync_folder(path.parent)
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error.strerror}") from error
-
-
-# --- numbered folders -------------------------------------------------------------------------
-
-
-def numbered(runs_dir: str, name: str) -> str:
-    """Makes the next folder `runs_dir/00012-name` and points `runs_dir/latest` to it; its path.
-
-    Numbers are never used twice, also when folders were removed or two commands start at once.
-    """
-    store = Store(runs_dir)
-    if not store.is_local:
-        raise UsageError(
-            f"folders are numbered on a local disk only, got {runs_dir}", hint="give --run-dir URL"
-        )
-    base = store.path()
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        with _counter(base) as number:
-            path = base / f"{number:05d}-{name}"
-            path.mkdir()
-            _point(base / "latest", path.name)
-    except OSError as error:
-        raise ResourceError(f"cannot make a run folder in {base}: {error.strerror}") from error
-    return str(path)
-
-
-@contextlib.contextmanager
-def _counter(base: Path) -> Iterator[int]:
-    """The next number, held against other processes until the folder is there."""
-    with (base / ".last").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read().strip()
-        used = [int(p.name[:5]) for p in base.iterdir() if p.name[:5].isdigit() and p.is_dir()]
-        number = max([int(text) if text.isdigit() else -1, *used]) + 1
-        yield number
-        file.truncate(0)
-        file.write(f"{number}\n")
-
-
-def _point(link: Path, target: str) -> None:
-    """Makes `link` point to `target`, in one step."""
-    new = link.with_name(f".latest.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    os.replace(new, link)

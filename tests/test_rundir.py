@@ -95,6 +95,17 @@ def test_a_folder_that_is_no_run_folder_is_never_touched(tmp_path: Path, way: st
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_start_that_died_before_its_configuration_was_there_left_an_empty_folder(
+    tmp_path: Path,
+) -> None:
+    for name in (".lease/driver.lock", "config.yaml.17.part", "checkpoints/x/y.part"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    start(str(tmp_path)).close()
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_file_or_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="must be a folder"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medray import checkpoints as module
+from medray._tensors import write_tensors
 from medray.checkpoints import Checkpoints
 from medray.rundir import RunDir
 from medray.store import Store
@@ -57,7 +58,7 @@ def save(folder: Path, images: int = NEW_IMAGES, order: str = "last", durable: b
 def _save_manifest_first(checkpoints: Checkpoints, images: int) -> None:
     store, folder = checkpoints.store, f"{module.FOLDER}/{images:010d}"
     spare = store.path("spare")
-    files = {module.TENSORS: module.write_tensors(spare, tensors_at(images))}
+    files = {module.TENSORS: write_tensors(spare, tensors_at(images))}
     state = json.dumps({"schema": module.STATE_SCHEMA, "images": images, "data": images}).encode()
     files[module.STATE] = module._digest(state)
     manifest = {"schema": module.SCHEMA, "images": images, "epoch": 1, "score": None}
