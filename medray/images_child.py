@@ -235,7 +235,7 @@ def _write_all(pipe: IO[bytes], *parts: bytes | memoryview) -> None:
 def _receive(pipe: IO[bytes]) -> tuple[Any, bytes]:
     head_bytes, payload_bytes = _FRAME.unpack(_read_exactly(pipe, _FRAME.size))
     text = _read_exactly(pipe, head_bytes)
-    return json.loads(text), _read_exactly(pipe, payload_bytes)
+    return json.loads(text.decode()), _read_exactly(pipe, payload_bytes)
 
 
 def _read_exactly(pipe: IO[bytes], length: int) -> bytes:
@@ -264,12 +264,14 @@ def serve(memory_bytes: int, cpu_s: int) -> None:
             question, _ = _receive(questions)
         except EOFError:
             return
-        for data in [_read_exactly(questions, length) for length in question["bytes"]]:
-            kind = format_of(data[:132]) or "unknown"
-            if kind not in loaded:
-                _load(kind)
-                loaded.add(kind)
-            _limit(memory_bytes, cpu_s)
+        batch = [_read_exactly(questions, length) for length in question["bytes"]]
+        kinds = {format_of(data[:132]) or "unknown" for data in batch} - loaded
+        for kind in kinds:
+            _load(kind)
+        loaded |= kinds
+        _limit_memory(memory_bytes)
+        for data in batch:
+            _limit_time(cpu_s)
             head, payload = _answer(question, data)
             _write_all(answers, _framed(head, payload), payload)
 
@@ -289,15 +291,18 @@ def _load(kind: str) -> None:
         _ = JpegImagePlugin, TiffImagePlugin
 
 
-def _limit(memory_bytes: int, cpu_s: int) -> None:
-    """Address space and processor time for the next file, counted from what is used up now."""
+def _limit_memory(memory_bytes: int) -> None:
+    """Address space for any of the next files, counted from what is used up now."""
     with open("/proc/self/statm", "rb") as file:
         now_bytes = int(file.read().split()[0]) * resource.getpagesize()
-    hard = resource.RLIM_INFINITY
-    resource.setrlimit(resource.RLIMIT_AS, (now_bytes + memory_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (now_bytes + memory_bytes, resource.RLIM_INFINITY))
+
+
+def _limit_time(cpu_s: int) -> None:
+    """Processor time for the next file, counted from what is used up now, in whole seconds."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     allowed_s = math.ceil(used.ru_utime + used.ru_stime) + cpu_s
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed_s, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed_s, resource.RLIM_INFINITY))
 
 
 def _answer(question: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:

@@ -13,7 +13,7 @@ from isal import isal_zlib
 
 from medray.errors import DataError
 from medray.images_pixels import Decoded, Window, check_size, from_values
-from medray.images_png import SIGNATURE, decode_png
+from medray.images_png import SIGNATURE, decode_any_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -45,7 +45,7 @@ def png_bits(head: bytes) -> int:
 def decode_png_file(data: bytes, window: Window = "auto") -> Decoded:
     """A PNG from outside: size, chunk checksums and completeness before pixels."""
     png_bits(data)
-    return from_values(decode_png(_plain_png(data)), window)
+    return from_values(decode_any_png(_plain_png(data)), window)
 
 
 def _plain_png(data: bytes) -> bytes:

@@ -54,7 +54,7 @@ def decode_png(data: bytes) -> Image:
     `images.decode` is the one for files from outside.
     """
     image = _decode_up_filtered(data)
-    return _decode_any(data) if image is None else image
+    return decode_any_png(data) if image is None else image
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -117,7 +117,8 @@ def _inflate_up(
     return (rows.view(">u2").astype(np.uint16) if bits == 16 else rows).reshape(shape)
 
 
-def _decode_any(data: bytes) -> Image:
+def decode_any_png(data: bytes) -> Image:
+    """What `decode_png` gives, without first trying whether medray wrote it."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

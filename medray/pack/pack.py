@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,9 +255,13 @@ def _finish(store: Store, plan: Plan, results: list[Result], config: PackConfig)
         raise DataError("every file was rejected", code="MR-D201", where=report.REJECTED)
     same = report.duplicates(plan, results)
     facts = report.summary(plan, index, results, rejected, same)
-    store.write_bytes(report.DUPLICATES, report.duplicates_csv(same))
-    store.write_bytes(report.SUMMARY, report.summary_json(facts))
-    store.write_bytes(report.CONTACT, report.contact_sheet(store, index))
+    beside = {
+        report.DUPLICATES: report.duplicates_csv(same),
+        report.SUMMARY: report.summary_json(facts),
+        report.CONTACT: report.contact_sheet(store, index),
+    }
+    with ThreadPoolExecutor() as pool:  # each waits for the disk
+        list(pool.map(store.write_bytes, beside.keys(), beside.values()))
     write_index(store, index)
     store.remove_tree(STATE)
     _say(store, facts, len(rejected), time.monotonic() - started_s)
@@ -285,7 +290,7 @@ def _say(store: Store, facts: dict[str, Any], rejected: int, seconds: float) -> 
             f"MR-D210 warning  {facts['duplicates_across_splits']:,} pictures are in two splits, "
             f"pixel for pixel: {report.DUPLICATES} has their keys",
         )
-    if facts["bits"] == 16 and facts["brightest_level"] < 65535 // DARK:
+    if facts.get("brightest_level", 65535) < 65535 // DARK:
         log.warn(
             "dark",
             f"MR-D211 warning  the brightest pixel is {facts['brightest_level']:,} of 65,535: "

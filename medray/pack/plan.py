@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from medray import log
@@ -19,6 +19,7 @@ from medray.pack.sources import Entry, Files, Listing, Rejected, label_counts
 from medray.pack.split import drawn_splits, patients_in_two_splits
 from medray.records import SPLITS
 
+_ENTRY = tuple(field.name for field in fields(Entry))
 # Counts up when the same files would give other bytes.
 VERSION = 1
 
@@ -130,7 +131,7 @@ def _facts(
     """What decides the bytes, without anything that could name a file or a patient."""
     stamps = files.stamps([entry.file for entry in entries])
     lines = [
-        json.dumps([asdict(entry), stamp], sort_keys=True)
+        json.dumps([getattr(entry, name) for name in _ENTRY] + [stamp])
         for entry, stamp in zip(entries, stamps, strict=True)
     ]
     return {

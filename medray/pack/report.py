@@ -92,9 +92,15 @@ def summary(
         "bytes": sum(shard.bytes for shard in index.shards),
         "rejected": dict(sorted(Counter(r.code for r in rejected).items())),
         "burned_in_flagged": sum(result.flagged for result in results),
-        "brightest_level": max((result.brightest for result in results), default=0),
+        **_brightest(index, results),
         "duplicates_across_splits": len(same),
     }
+
+
+def _brightest(index: ShardIndex, results: Sequence[Result]) -> dict[str, int]:
+    """The highest level of a 16-bit set: 12-bit values in 16-bit files would be a black set."""
+    levels = [result.brightest for result in results]
+    return {"brightest_level": max(levels)} if index.bits == 16 else {}
 
 
 def _class_counts(index: ShardIndex, split: str) -> dict[str, int]:

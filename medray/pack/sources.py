@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return (status.st_size, status.st_mtime_ns) if os.path.isfile(path) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def list_source(config: PackConfig, keyed: Keyed) -> Listing:
@@ -109,10 +110,11 @@ def list_source(config: PackConfig, keyed: Keyed) -> Listing:
         return _without_absent(read_table(config, keyed, base, name))
     if "://" not in source and not Path(source).is_dir():
         raise UsageError(f"--source {source}: no such folder or CSV")
-    names = Store(source).names()
-    if config.layout == "auto" and TABLE in names:
+    store = Store(source)
+    if config.layout == "auto" and store.exists(TABLE):
         log.event("layout", f"labels from {TABLE} in the source folder")
         return _without_absent(read_table(config, keyed, source, TABLE))
+    names = store.names()
     files = sorted(_pictures(Files(source), names))
     if not files:
         raise DataError(

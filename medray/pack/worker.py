@@ -57,12 +57,18 @@ def pack_shard(out: str, rules: Rules, shard: ShardPlan, plan_hash: str) -> Resu
             result.pixels.append(
                 (number, hashlib.blake2b(sample.image.data, digest_size=12).hexdigest())
             )
-            result.brightest = max(result.brightest, int(sample.image.max()))
+            if rules.bits == 16:
+                result.brightest = max(result.brightest, int(sample.image.max()))
             result.flagged += sample.burned_in is True
         if len(writer):
             result.shard = writer.close()
-    store.write_bytes(state_name(shard.name), json.dumps(asdict(result)).encode())
+    store.write_bytes(state_name(shard.name), json.dumps(_state(result)).encode())
     return result
+
+
+def _state(result: Result) -> dict[str, Any]:
+    fields = {name: getattr(result, name) for name in Result.__slots__}
+    return {**fields, "shard": None if result.shard is None else asdict(result.shard)}
 
 
 def finished(out: str, shard: str, plan_hash: str) -> Result | None:
