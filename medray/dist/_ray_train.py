@@ -92,8 +92,8 @@ def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
 class Trainer(TorchTrainer):
     """TorchTrainer that can be ended from another thread, and that is quiet on our own cluster.
 
-    Where Ray dies with the driver, the actor that would clean up after a dead driver is left out: it
-    asks the dashboard, which our own cluster lacks, and complains each second.
+    Where Ray dies with the driver, the actor that would clean up after a dead driver is left out:
+    it asks the dashboard, which our own cluster lacks, and complains each second.
     """
 
     ours = False

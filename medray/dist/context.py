@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,6 +112,16 @@ class Context:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def ensure_group(self) -> None:
+        """Makes a process group of one where a single process has none, for libraries that ask."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            meeting = f"file://{tempfile.mkdtemp(prefix='medray-')}/rendezvous"
+            nccl = self.device.type == "cuda"
+            join_group(self.rank, self.world, meeting, nccl=nccl, one_machine=True)
+            self._on_close.append(leave_group)
 
     def barrier(self) -> None:
         """Returns once every rank is here (collective)."""
