@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medray.models import ops
-from medray.models.ops import EPSILON, LEAK
+from medray.models.ops import EPSILON, LEAK, at_least_float32
 
 STDDEV_GROUP = 4
 
@@ -38,7 +38,12 @@ class EqualConv(nn.Module):
         return functional.conv2d(x_NCHW, weight, bias, padding=self.padding_px)
 
     def _scaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return (self.weight * self.scale).to(dtype), self.bias.to(dtype)
+        return _for_convolution(self.weight * self.scale, dtype), self.bias.to(dtype)
+
+
+def _for_convolution(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    # Every use would put the weight in this order for itself: forward and two backward passes.
+    return weight.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 class LeakyConv(EqualConv):
@@ -64,14 +69,12 @@ class DoublingConv(EqualConv):
     """
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        weight, bias = self._scaled(torch.float32)
-        padded = functional.pad(weight, (1, 1, 1, 1))
+        padded = functional.pad(self.weight * self.scale, (1, 1, 1, 1))
         rows = padded[:, :, 1:] + padded[:, :, :-1]
         kernel = (rows[..., 1:] + rows[..., :-1]).flip(2, 3).transpose(0, 1)
-        dtype = x_NCHW.dtype
-        return ops.leaky_norm_(
-            functional.conv_transpose2d(x_NCHW, kernel.to(dtype), bias.to(dtype), 2, 1)
-        )
+        kernel = _for_convolution(kernel, x_NCHW.dtype)
+        bias = self.bias.to(x_NCHW.dtype)
+        return ops.leaky_norm_(functional.conv_transpose2d(x_NCHW, kernel, bias, 2, 1))
 
 
 class EqualLinear(nn.Module):
@@ -88,6 +91,17 @@ class EqualLinear(nn.Module):
         return functional.linear(x_NF, weight, self.bias.to(x_NF.dtype))
 
 
+def channels_last(x_NCHW: Tensor) -> Tensor:
+    """The same values in channels-last order, with strides that say so for one channel too.
+
+    One channel is contiguous either way; convolutions would take it for channels first and write
+    their many output channels in that order, to be copied at the next layer.
+    """
+    if x_NCHW.shape[1] == 1:
+        return x_NCHW.squeeze(1).contiguous().unsqueeze(3).permute(0, 3, 1, 2)
+    return x_NCHW.contiguous(memory_format=torch.channels_last)
+
+
 def leaky(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 0.2 below zero."""
     return functional.leaky_relu(x, LEAK)
@@ -95,7 +109,7 @@ def leaky(x: Tensor) -> Tensor:
 
 def pixel_norm(x: Tensor) -> Tensor:
     """`x * rsqrt(mean over channels of x^2 + 1e-8)`, channels on axis 1 (Karras et al., 4.2)."""
-    scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + EPSILON)
+    scale = torch.rsqrt(at_least_float32(x).square().mean(1, keepdim=True) + EPSILON)
     return x * scale.to(x.dtype)
 
 
@@ -117,7 +131,7 @@ def minibatch_stddev(x_NCHW: Tensor, parts: int = 1) -> Tensor:
     """
     n, c, h, w = x_NCHW.shape
     group = stddev_group(n // parts)
-    grouped = x_NCHW.float().reshape(parts, group, n // parts // group, c * h * w)
+    grouped = at_least_float32(x_NCHW).reshape(parts, group, n // parts // group, c * h * w)
     spread = (grouped.var(1, correction=0) + EPSILON).sqrt().mean(2)
     channel = spread[:, None, :].expand(-1, group, -1).reshape(n, 1, 1, 1).expand(n, 1, h, w)
     return torch.cat([x_NCHW, channel.to(x_NCHW.dtype)], 1)

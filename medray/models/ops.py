@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LEAK = 0.2
@@ -43,6 +42,11 @@ def input_gradients_only() -> Iterator[None]:
         yield
     finally:
         _weights_wanted = before
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 widened to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def conv_leaky(x_NCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class _LeakyNorm(Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor) -> Tensor:
         functional.leaky_relu_(x_NCHW, LEAK)
-        norm_N1HW = torch.linalg.vector_norm(x_NCHW, dim=1, keepdim=True).float()
+        norm_N1HW = at_least_float32(torch.linalg.vector_norm(x_NCHW, dim=1, keepdim=True))
         mean_square = norm_N1HW.square_().div_(x_NCHW.shape[1])
         scale_N1HW = mean_square.add_(EPSILON).rsqrt_().to(x_NCHW.dtype)
         x_NCHW.mul_(scale_N1HW)
@@ -190,8 +194,9 @@ class _LeakyNorm(Function):
         return x_NCHW
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        if torch.is_grad_enabled():
+            raise RuntimeError("leaky_norm_ is differentiable once, got create_graph=True")
         g_NCHW = gradients[0]
         y_NCHW, scale_N1HW = ctx.saved_tensors
         # d (x s) with s = (mean x^2 + eps)^(-1/2) is s (g - y mean(g y)): only y and s are kept.

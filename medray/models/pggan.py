@@ -19,12 +19,13 @@ from medray.models.layers import (
     EqualLinear,
     LeakyConv,
     NormConv,
+    channels_last,
     double,
     leaky,
     minibatch_stddev,
     pixel_norm,
 )
-from medray.models.ops import halve, leaky_norm_
+from medray.models.ops import at_least_float32, halve, leaky_norm_
 
 START_PX = 4
 MAX_PX = 1024
@@ -49,7 +50,6 @@ class Network(nn.Module):
         super().__init__()
         self.resolutions = resolutions(final_px)
         self.compute_dtype = torch.float32
-        self.memory_format = torch.channels_last
 
     def _check(self, px: int, alpha: float) -> None:
         if px not in self.resolutions:
@@ -107,7 +107,7 @@ class Generator(Network):
         z = pixel_norm(z_NL).to(self.compute_dtype)
         weight = (self.dense.weight * self.dense.scale).to(z.dtype)
         x = (z @ weight.T).reshape(len(z), -1, 4, 4) + self.dense.bias.to(z.dtype)[:, None, None]
-        return leaky_norm_(x.contiguous(memory_format=self.memory_format))
+        return leaky_norm_(channels_last(x))
 
     def _block(self, x: Tensor, px: int) -> Tensor:
         for conv in self.get_submodule(f"block{px}").children():
@@ -115,7 +115,7 @@ class Generator(Network):
         return x
 
     def _rgb(self, x: Tensor, px: int) -> Tensor:
-        return self.get_submodule(f"rgb{px}")(x).float()
+        return at_least_float32(self.get_submodule(f"rgb{px}")(x))
 
 
 class Discriminator(Network):
@@ -151,14 +151,14 @@ class Discriminator(Network):
     def logits(self, images_NCHW: Tensor, px: int, alpha: float, parts: int = 1) -> Tensor:
         """Score and one logit a class, `(N, 1 + classes)` float32."""
         self._check(px, alpha)
-        images = images_NCHW.contiguous(memory_format=self.memory_format)
+        images = channels_last(images_NCHW)
         x = self._rgb(images, px)
         for at_px in reversed(self.resolutions[1 : self.resolutions.index(px) + 1]):
             x = self._block(x, at_px)
             if at_px == px and alpha < 1:
                 x = torch.lerp(self._rgb(halve(images), px // 2), x, alpha)
         x = self.last_conv(minibatch_stddev(x, parts))
-        return self.out(leaky(self.dense(x.flatten(1)))).float()
+        return at_least_float32(self.out(leaky(self.dense(x.flatten(1)))))
 
     def _rgb(self, images: Tensor, px: int) -> Tensor:
         x: Tensor = self.get_submodule(f"rgb{px}")(images.to(self.compute_dtype))

@@ -13,7 +13,7 @@ def decay_at(images: int, batch: int, half_life_images: float, rampup: float) ->
     not hold on to random weights.
     """
     half_life = min(half_life_images, images * rampup)
-    return 0.5 ** (batch / half_life)
+    return float(0.5 ** (batch / half_life))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medray.models.ops import input_gradients_only
+from medray.models.ops import at_least_float32, input_gradients_only
 
 Score = Callable[[Tensor], Tensor]
 
@@ -42,14 +42,14 @@ def input_gradient(score: Score, images_NCHW: Tensor) -> Tensor:
     summed = score(images).sum()
     with input_gradients_only():
         (gradient_NCHW,) = torch.autograd.grad(summed, images, create_graph=True)
-    return gradient_NCHW.float()
+    return at_least_float32(gradient_NCHW)
 
 
 def gradient_penalty(score: Score, real: Tensor, fake: Tensor, share_N: Tensor) -> Tensor:
     """`E[(|grad D(x)| - 1)^2]` at x = real + share (fake - real) (Gulrajani et al. 2017)."""
     mixed = torch.lerp(real, fake, share_N[:, None, None, None])
     # vector_norm has a gradient (zero) where the norm is zero; sqrt of a sum of squares has none.
-    norm_N = torch.linalg.vector_norm(input_gradient(score, mixed), dim=(1, 2, 3))
+    norm_N: Tensor = torch.linalg.vector_norm(input_gradient(score, mixed), dim=(1, 2, 3))
     return (norm_N - 1).square().mean()
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medray.dist.context import Context
     from medray.records import Batch
 
-N = TypeVar("N", bound=Network)
+N = TypeVar("N", Discriminator, Generator)
 
 BETAS = (0.0, 0.99)
 EPSILON = 1e-8
@@ -141,17 +141,22 @@ class Pggan:
             fake_NCHW = self._generate(self.generator, inputs.z_d_NL, inputs.growth)
         # The penalty's forward pass comes first: DeepSpeed's hooks need a plain one after it.
         penalty = self._penalty(inputs, fake_NCHW)
-        both = torch.cat([inputs.real_NCHW, fake_NCHW])
-        real_N, fake_N = self._score(both, inputs.growth, parts=2).chunk(2)
+        loss, scalars = self._adversarial(inputs, fake_NCHW)
+        if penalty is None:
+            return loss, scalars
+        return loss + penalty, scalars | {"penalty": penalty}
+
+    def _adversarial(
+        self, inputs: StepInputs, fake_NCHW: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # One pass over both: the weights are prepared once, and the groups stay apart.
+        both_NCHW = torch.cat([inputs.real_NCHW, fake_NCHW])
+        real_N, fake_N = self._score(both_NCHW, inputs.growth, parts=2).chunk(2)
         if self.config.loss == "r1":
             loss = losses.logistic_d(real_N, fake_N)
         else:
             loss = losses.wasserstein_d(real_N, fake_N, self.config.drift)
-        scalars = {"loss_d": loss, "score_real": real_N.mean(), "score_fake": fake_N.mean()}
-        if penalty is not None:
-            scalars["penalty"] = penalty
-            loss = loss + penalty
-        return loss, scalars
+        return loss, {"loss_d": loss, "score_real": real_N.mean(), "score_fake": fake_N.mean()}
 
     def _penalty(self, inputs: StepInputs, fake_NCHW: Tensor) -> Tensor | None:
         def score(images_NCHW: Tensor) -> Tensor:
