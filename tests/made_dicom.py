@@ -41,10 +41,15 @@ def dicom_dataset(pixels: np.ndarray, **attributes: Any) -> Dataset:
 
 def dicom_bytes(pixels: np.ndarray, **attributes: Any) -> bytes:
     """The file of `dicom_dataset`."""
+    return saved(dicom_dataset(pixels, **attributes))
+
+
+def saved(dataset: Dataset) -> bytes:
+    """A data set as a file, whatever pydicom has to say about its values."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dicom_dataset(pixels, **attributes).save_as(buffer, enforce_file_format=True)
+        dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
