@@ -18,7 +18,7 @@ _SKIPPED_TYPES = (b"5", b"g")  # folders, and defaults for all members that foll
 
 
 class Member(NamedTuple):
-    """One file in an archive: its name, where its header and its data begin, and its size."""
+    """One file in an archive: its name, where its headers and its data begin, and its size."""
 
     name: str
     header: int
@@ -65,7 +65,7 @@ def check_name(name: str, where: str) -> None:
 
 def walk(data: memoryview, shard: str) -> Iterator[Member]:
     """The regular files of an archive in order; DataError naming the byte where it is broken."""
-    at, attributes = 0, dict[str, str]()
+    at, first, attributes = 0, 0, dict[str, str]()
     while True:
         block = bytes(data[at : at + BLOCK])
         if block == END[:BLOCK]:
@@ -83,8 +83,8 @@ def walk(data: memoryview, shard: str) -> Iterator[Member]:
         elif kind in (b"0", b"\0"):
             name = attributes.get("path") or _name(block, shard, at)
             check_name(name, f"{shard} byte {at}")
-            yield Member(name, at, body, size)
-            attributes = {}
+            yield Member(name, first, body, size)
+            first, attributes = following, {}
         elif kind not in _SKIPPED_TYPES:
             raise _broken(shard, at, f"a member of type {kind!r} (link or device) is refused")
         at = following

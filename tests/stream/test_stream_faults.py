@@ -1,4 +1,4 @@
-"""Damage, outages and caches: what is skipped is the same at any rank count, and nothing else is."""
+"""Damage, outages and caches: what is skipped is the same at any rank count, nothing else is."""
 
 from __future__ import annotations
 
