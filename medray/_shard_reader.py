@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import weakref
 from pathlib import Path
 from typing import Protocol, TypedDict
@@ -18,7 +19,7 @@ import google_crc32c as crc32c
 from medray import _members, _tar
 from medray.errors import DataError, ResourceError
 from medray.records import Sample, Shard
-from medray.store import Store
+from medray.store import RETRY_DELAYS_S, Store
 
 
 class Row(TypedDict):
@@ -63,7 +64,19 @@ class _RemoteBytes:
         self.size = store.size(name)
 
     def read(self, offset: int, size: int) -> bytes:
-        return self._store.read_range(self._name, offset, size)
+        return read_whole(self._store, self._name, offset, size)
+
+
+def read_whole(store: Store, name: str, offset: int, size: int) -> bytes:
+    """`size` bytes of an object; asked for again where fewer arrive, then a ResourceError."""
+    for delay_s in (*RETRY_DELAYS_S, None):
+        data = store.read_range(name, offset, size)
+        if len(data) == size:
+            return data
+        if delay_s is not None:
+            time.sleep(delay_s)
+    got = f"asked for {size} bytes from {offset}, {len(data)} arrived"
+    raise ResourceError(f"{store.url}/{name}: {got}")
 
 
 def tar_name(name: str) -> str:

@@ -11,30 +11,15 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 import weakref
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-from medray.errors import DataError, ResourceError
+from medray._shard_reader import read_whole
+from medray.errors import ResourceError
 from medray.store import PART, Store
 
 CHUNK_BYTES = 1 << 24
-WAITS_S = (0.1, 0.3, 0.9)
-
-T = TypeVar("T")
-
-
-def patiently(read: Callable[[], T]) -> T:
-    """`read()`, tried again after a while where a store fails or hands over less than there is."""
-    for wait_s in WAITS_S:
-        try:
-            return read()
-        except (ResourceError, DataError):
-            time.sleep(wait_s)
-    return read()
 
 
 class ShardCache:
@@ -73,7 +58,7 @@ class ShardCache:
         try:
             with part.open("wb") as file:
                 for start in range(0, size, CHUNK_BYTES):
-                    file.write(_chunk(store, name, start, min(CHUNK_BYTES, size - start)))
+                    file.write(read_whole(store, name, start, min(CHUNK_BYTES, size - start)))
             os.replace(part, target)
         except FileNotFoundError:
             raise
@@ -107,15 +92,3 @@ class ShardCache:
             if path != keep:
                 path.unlink(missing_ok=True)
                 total -= size
-
-
-def _chunk(store: Store, name: str, start: int, length: int) -> bytes:
-    def read() -> bytes:
-        data = store.read_range(name, start, length)
-        if len(data) != length:
-            raise ResourceError(
-                f"{store.url}/{name}: asked for {length} bytes from {start}, got {len(data)}"
-            )
-        return data
-
-    return patiently(read)

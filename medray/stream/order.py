@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ class Order:
         self._samples = np.asarray(shard_samples, np.int64)
         self.samples_per_epoch = int(self._samples.sum())
         assert self.samples_per_epoch > 0, "an order needs at least one sample"
+        self._starts = lru_cache(maxsize=4)(self._window_starts)
         self._kept: OrderedDict[tuple[int, int], tuple[Positions, Positions]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -40,7 +42,7 @@ class Order:
         shard_N, sample_N = np.empty_like(index_N), np.empty_like(index_N)
         epoch_N, place_N = np.divmod(index_N, self.samples_per_epoch)
         for epoch in np.unique(epoch_N).tolist():
-            starts = self._window_starts(epoch)
+            starts = self._starts(epoch)
             window_N = np.searchsorted(starts, place_N, side="right") - 1
             for window in np.unique(window_N[epoch_N == epoch]).tolist():
                 here = (epoch_N == epoch) & (window_N == window)

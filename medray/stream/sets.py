@@ -20,7 +20,7 @@ from medray.errors import DataError
 from medray.records import SPLITS, Shard, ShardIndex
 from medray.shards import INDEX, read_index
 from medray.store import Store
-from medray.stream.cache import ShardCache, patiently
+from medray.stream.cache import ShardCache
 
 SHARDS_OPEN = 64
 
@@ -123,14 +123,11 @@ class _Packed:
         assert isinstance(source.url, str | Path)
         self._store = store = Store(source.url)
         self._cache = cache
-        self.index = read_index(store) if store.is_local else patiently(lambda: read_index(store))
+        self.index = read_index(store)
 
     def open(self, shard: Shard) -> ShardReader:
         if self._store.is_local:
             return open_shard(self._store, shard)
-        return patiently(lambda: self._open_copy(shard))
-
-    def _open_copy(self, shard: Shard) -> ShardReader:
         name = tar_name(shard.name)
         try:
             copy = self._cache.copy(self._store, name, shard.bytes, shard.sha256)
@@ -150,9 +147,7 @@ def _is_foreign(source: Source) -> bool:
     if not isinstance(source.url, str | Path) or str(source.url).endswith(".tar"):
         return True
     store = Store(source.url)
-    if store.is_local:
-        return not store.exists(INDEX) and bool(_tars(store))
-    return patiently(lambda: not store.exists(INDEX) and bool(_tars(store)))
+    return not store.exists(INDEX) and bool(_tars(store))
 
 
 def _tars(store: Store) -> list[str]:
@@ -205,7 +200,7 @@ class _Foreign:
                 raise DataError("there is no such tar", code="MR-D026", where=str(path))
             status = path.stat()
             return path, f"{path} {status.st_size} {status.st_mtime_ns}"
-        size = patiently(lambda: store.size(file))
+        size = store.size(file)
         identity = f"{store.url}/{file} {size}"
         return self._cache.copy(store, file, size, identity), identity
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from medray import log
+from medray import _shard_reader, log, store
 from medray.errors import DataError, ResourceError, UsageError
 from medray.store import Store
-from medray.stream import Source, Stream, cache
+from medray.stream import Source, Stream
 from tests.faults import stores
 from tests.faults.damage import cut, drop, flip_bit
 from tests.shard_sets import drain, make_set, stream
@@ -29,7 +29,8 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    monkeypatch.setattr(cache, "WAITS_S", (0.0, 0.0, 0.0, 0.0))
+    for module in (store, _shard_reader):
+        monkeypatch.setattr(module, "RETRY_DELAYS_S", (0.0,) * 4)
 
 
 def damage(folder: Path, *numbers: int) -> set[str]:
@@ -158,10 +159,10 @@ def test_an_outage_that_lasts_is_called_one_and_not_damage(remote: str) -> None:
 
 
 def test_a_remote_shard_that_is_damaged_at_its_home_is_refused(remote: str) -> None:
-    store = Store(remote)
-    data = bytearray(store.read_bytes("train-000001.tar"))
+    home = Store(remote)
+    data = bytearray(home.read_bytes("train-000001.tar"))
     data[3000] ^= 4
-    store.write_bytes("train-000001.tar", bytes(data))
+    home.write_bytes("train-000001.tar", bytes(data))
     with stream(remote) as batches, pytest.raises(DataError, match="damaged") as caught:
         drain(batches, IMAGES)
     assert "train-000001.tar" in caught.value.where
@@ -173,10 +174,10 @@ def test_a_remote_shard_that_is_damaged_at_its_home_is_refused(remote: str) -> N
 def test_a_second_run_reads_its_shards_from_the_cache(remote: str, tmp_path: Path) -> None:
     with stream(remote, cache_dir=tmp_path) as batches:
         wanted = drain(batches, IMAGES)
-    store = Store(remote)
-    for name in store.names():
+    home = Store(remote)
+    for name in home.names():
         if name.endswith(".tar"):
-            store.remove(name)
+            home.remove(name)
     with stream(remote, cache_dir=tmp_path) as batches:
         assert drain(batches, IMAGES) == wanted
     assert len(list(tmp_path.glob("*.tar"))) == 3 and not list(tmp_path.glob("*.part"))
