@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medray import _foreign, _members
+from medray import _foreign, _members, log
 from medray._shard_reader import Row, ShardReader, open_scanned, open_shard, tar_name
 from medray.errors import DataError
 from medray.records import SPLITS, Shard, ShardIndex
@@ -159,7 +159,13 @@ class _Foreign:
 
     def __init__(self, source: Source, split: str, cache: ShardCache) -> None:
         self._cache = cache
-        self._places = dict(_place(url) for url in _tar_urls(source))
+        self._places: dict[str, tuple[Store, str]] = {}
+        for url in _tar_urls(source):
+            name, place = _place(url)
+            if name in self._places:
+                what = f"two tars are called {name}.tar: give each a name of its own"
+                raise DataError(what, code="MR-D027", where=url)
+            self._places[name] = place
         self._rows: dict[str, list[Row]] = {}
         shards = [self._scan(name, split) for name in sorted(self._places)]
         shards = [shard for shard in shards if shard.samples]
@@ -184,8 +190,13 @@ class _Foreign:
     def _scanned(self, path: Path, identity: str, name: str) -> list[Row]:
         kept = self._cache.path(f"scan of {identity}", ".json")
         if kept.exists():
-            rows: list[Row] = json.loads(kept.read_bytes())
-            return rows
+            try:
+                rows: list[Row] = json.loads(kept.read_bytes())
+                return rows
+            except ValueError:
+                log.warn(
+                    "scan_damaged", f"the kept scan {kept} is damaged: {name} is scanned again"
+                )
         rows = _foreign.scan(path, tar_name(name))
         if self._cache.lasting:
             Store(self._cache.folder).write_bytes(kept.name, json.dumps(rows).encode())

@@ -162,6 +162,16 @@ def test_a_scan_is_kept_in_the_cache_folder_until_the_tar_changes(
     os.utime(paths[1], (1, 1))
     epoch()
     assert scanned[3:] == ["part-0001.tar"]
+    for kept in (tmp_path / "cache").glob("*.json"):
+        cut(kept, to_bytes=50)
+    epoch()
+    assert len(scanned) == 7
+
+
+def test_two_tars_of_one_name_are_refused_not_taken_for_one(tmp_path: Path) -> None:
+    paths = [foreign(tmp_path / folder)[0] for folder in ("a", "b")]
+    with pytest.raises(DataError, match="two tars are called part-0000.tar"):
+        stream(paths)
 
 
 @pytest.mark.parametrize(
