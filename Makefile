@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 run: setup
-	$(BIN)/python -m jobs.demo
+	$(BIN)/medray local pggan --config jobs/configs/quickstart.yaml --run-dir runs/quickstart --resume
 
 test: setup
 	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q

@@ -50,7 +50,7 @@ def train(config: PgganJob) -> None:
     )
     with run:
         if run.complete:
-            log.event("complete", f"{url} is complete: nothing to do")
+            log.event("complete", f"{url} is complete: nothing to do\n{_places(run.store)}")
             return
         summary = launch(
             worker,
@@ -68,9 +68,13 @@ def train(config: PgganJob) -> None:
 
 
 def _farewell(store: Store, summary: dict[str, Any]) -> str:
+    took = log.duration(summary["duration_s"])
+    return f"done: {summary['images']:,} images in {took}\n{_places(store)}"
+
+
+def _places(store: Store) -> str:
     last = max(name for name in store.names("fakes-"))
     return (
-        f"done: {summary['images']:,} images in {log.duration(summary['duration_s'])}\n"
         f"  pictures  {store.url}/{last}\n  beside    {store.url}/reals.png\n"
         f"  curves    {store.url}/progress.png\n  report    {store.url}/report.html"
     )
@@ -111,13 +115,6 @@ def _choose(config: PgganJob) -> PgganJob:
         "snapshot_images": config.snapshot_images or shown,
         "checkpoint_images": config.checkpoint_images or config.snapshot_images or shown,
     }
-    if config.precision == "auto":
-        from medray.train import precision
-
-        update["precision"] = precision.resolve(
-            config, threads=update["threads_per_worker"], gpu=config.gpus_per_worker > 0
-        )
-        log.event("precision", f"precision auto: {update['precision']} is faster here")
     return config.model_copy(update=update)
 
 
@@ -132,6 +129,7 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
 
     config = PgganJob.model_validate(task["config"])
     run = RunDir.attach(str(config.run_dir), task["epoch"], writer=context.rank == 0)
+    config = settled(config, context, run)
     algorithm = Pggan(config, context)
     if config.init_from:
         take_weights(algorithm, config.init_from)
@@ -162,6 +160,22 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
             summary |= leave(config, run, algorithm, pictures, summary)
         context.barrier()
     return summary
+
+
+def settled(config: PgganJob, context: Context, run: RunDir) -> PgganJob:
+    """`config` with precision auto replaced by what rank 0 measures, once for the run."""
+    if config.precision != "auto":
+        return config
+    from medray.train import precision
+
+    chosen = None
+    if context.rank == 0:
+        stored = yaml.safe_load(run.store.read_bytes("config.yaml"))
+        if stored["precision"] == "auto":
+            stored["precision"] = precision.resolve(config, context.device).precision
+            run.write_text("config.yaml", yaml.safe_dump(stored, sort_keys=False))
+        chosen = stored["precision"]
+    return config.model_copy(update={"precision": context.gather(chosen)[0]})
 
 
 def sources_of(config: PgganJob) -> tuple[str, ...]:

@@ -141,9 +141,9 @@ def cases(config: BenchJob) -> Iterator[Case]:
 
 def run(config: BenchJob) -> None:
     """Measures, prints the table, writes the rows."""
-    cores = len(os.sched_getaffinity(0))
+    cores, cpu = len(os.sched_getaffinity(0)), platform.processor() or platform.machine()
     print(
-        f"{platform.processor() or platform.machine()}, {cores} cores, AMX {has_amx()}, warm page cache"
+        f"{cpu}, {cores} cores, AMX {has_amx()}, warm page cache"
     )
     print(f"{'row':18s} {'ratio':>7s} {'95% interval':>15s} {'target':>7s}  met  against")
     rows: list[dict[str, Any]] = []

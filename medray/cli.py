@@ -19,7 +19,7 @@ from pathlib import Path
 
 from medray import __version__, log
 from medray.config import SUBMIT_DIR
-from medray.errors import MedrayError, UsageError
+from medray.errors import DataError, MedrayError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,11 @@ def _verify(argv: Sequence[str]) -> int:
 
     if len(argv) != 1:
         raise UsageError("usage: medray verify SET")
-    shards.verify(Store(argv[0]))
+    found = shards.verify(Store(argv[0]))
+    for error in found:
+        log.error("damaged", str(error), code=error.code, where=error.where)
+    if found:
+        return DataError.exit_code
     log.event("verified", f"{argv[0]}: every digest agrees")
     return 0
 

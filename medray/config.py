@@ -96,8 +96,8 @@ def _is_location(info: FieldInfo) -> bool:
 def absolute(location: str) -> str:
     """`location` as a URL or an absolute path.
 
-    Inside Ray's package cache a relative path would be lost with the job, so there it is refused unless
-    MEDRAY_SUBMIT_DIR says where the command was given.
+    Inside Ray's package cache a relative path would be lost with the job, so there it is refused
+    unless MEDRAY_SUBMIT_DIR says where the command was given.
     """
     if "://" in location or os.path.isabs(location):
         return location

@@ -30,8 +30,8 @@ def report() -> int:
     _disk()
     print(f"ray token  RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'not set')}")
     print(
-        "network    medray listens on loopback; Ray's own GCS, raylet and metrics ports listen on all\n"
-        "           interfaces: close them with a security group or a NetworkPolicy"
+        "network    medray listens on loopback; Ray's own GCS, raylet and metrics ports listen on\n"
+        "           all interfaces: close them with a security group or a NetworkPolicy"
     )
     if missing:
         print(f"missing    {', '.join(missing)}", file=sys.stderr)

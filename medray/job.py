@@ -55,7 +55,7 @@ class OutJob(JobConfig):
 
 
 class Main(Protocol):
-    """A job script's `main`: takes the arguments (default: the command line's), gives the exit code."""
+    """A job script's `main`: arguments (default: the command line's) to exit code."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 

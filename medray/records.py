@@ -163,7 +163,7 @@ class ShardIndex:
 class Batch:
     """This rank's part of a global batch.
 
-    `images_NCHW` is uint8 or uint16 and contiguous; `labels_N` indexes the classes, -1 where missing;
+    `images_NCHW` is uint8 or uint16 and contiguous; `labels_N` indexes the classes, -1 = missing;
     `first_index` numbers this part's first image over the whole run, counting from 0.
     """
 

@@ -37,7 +37,7 @@ START_TIMEOUT_S = 90
 
 
 def submit(name: str, argv: Sequence[str]) -> int:
-    """Submits jobs/NAME.py with the files of this folder, shows its log and returns its exit code."""
+    """Submits jobs/NAME.py with this folder's files, shows its log, returns its exit code."""
     script = Path("jobs") / f"{name}.py"
     if not script.exists():
         raise UsageError(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data sets beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real data sets beside the checkout; where absent, tests skip."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.exists():
         pytest.skip("the real data sets (../shared/data) are not here")
