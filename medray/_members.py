@@ -41,11 +41,13 @@ def encode(sample: Sample, encoding: str) -> list[tuple[str, bytes]]:
     return sorted(members)
 
 
+_encoded = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
+
+
 def _json(record: dict[str, Any]) -> bytes:
-    text = json.dumps(
-        record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    return _encoded(record).encode()
 
 
 def encode_image(image: Array, encoding: str) -> bytes:

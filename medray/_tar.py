@@ -14,6 +14,16 @@ from medray.errors import DataError
 BLOCK = 512
 END = bytes(2 * BLOCK)
 _NAME_BYTES = 100
+# The fields of a header around those that differ from member to member.
+_MODE_OWNER, _TIME = b"0000644\0" + b"0000000\0" * 2, b"00000000000\0"
+_REST = (
+    b"0".ljust(_NAME_BYTES + 1, b"\0")
+    + b"ustar\x0000".ljust(8 + 64, b"\0")
+    + b"0000000\0" * 2
+    + bytes(BLOCK - 345)
+)
+# The checksum is taken with its own field as blanks.
+_FIXED_SUM = sum(_MODE_OWNER) + sum(_TIME) + sum(b" " * 8) + sum(_REST)
 _SKIPPED_TYPES = (b"5", b"g")  # folders, and defaults for all members that follow
 
 
@@ -35,20 +45,11 @@ def header(name: str, size: int) -> bytes:
     """The 512 bytes before a regular file of `size` bytes: USTAR, mode 644, owner 0, time 0."""
     encoded = name.encode()
     assert len(encoded) <= _NAME_BYTES, f"a member's name has at most {_NAME_BYTES} bytes: {name}"
-    fields = (
-        encoded.ljust(_NAME_BYTES, b"\0"),
-        b"0000644\0",
-        b"0000000\0",
-        b"0000000\0",
-        b"%011o\0" % size,
-        b"00000000000\0",
-        b" " * 8,
-        b"0".ljust(_NAME_BYTES + 1, b"\0"),
-        b"ustar\x0000".ljust(8 + 64, b"\0"),
-        b"0000000\0" * 2,
+    digits = b"%011o\0" % size
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(encoded) + sum(digits))
+    return b"".join(
+        (encoded.ljust(_NAME_BYTES, b"\0"), _MODE_OWNER, digits, _TIME, checksum, _REST)
     )
-    block = b"".join(fields).ljust(BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
 def check_name(name: str, where: str) -> None:

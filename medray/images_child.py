@@ -36,7 +36,7 @@ CPU_S = 5
 WALL_S = 60.0
 _FRAME = struct.Struct("<IQ")
 _PIPE_BYTES = 1 << 20
-BATCH_FILES = 32
+BATCH_FILES = 64
 BATCH_BYTES = 1 << 20
 
 T = TypeVar("T")
@@ -93,23 +93,27 @@ class LimitedDecoder:
     def _ask(
         self, question: dict[str, Any], files: Sequence[tuple[str, bytes]]
     ) -> Iterator[_Answer | DataError]:
-        done = 0
+        done, at_a_time = 0, BATCH_FILES
         while done < len(files):
-            last = _batch_end(files, done)
-            for answer in self._ask_batch(question, files[done:last]):
-                done += 1
+            batch = files[done : _batch_end(files, done, at_a_time)]
+            answered = 0
+            for answer in self._ask_batch(question, batch):
+                answered += 1
                 yield answer
+            done += answered
+            # A batch that was cut short goes on file by file, to see which one kills.
+            at_a_time = BATCH_FILES if answered == len(batch) else 1
 
     def _ask_batch(
         self, question: dict[str, Any], files: Sequence[tuple[str, bytes]]
     ) -> Iterator[_Answer | DataError]:
-        """Answers until the first file that kills the child, that one's error included."""
+        """Answers as far as they came before the child died; the error, if one file was asked."""
         child = self._running()
         assert child.stdin is not None
         watch = threading.Timer(WALL_S + len(files), child.kill)
         watch.daemon = True
         watch.start()
-        asked, name = len(files), files[0][0]
+        asked = len(files)
         try:
             _send_batch(child.stdin, question, [data for _, data in files])
             for name, _ in files:
@@ -120,7 +124,9 @@ class LimitedDecoder:
                     return  # what is left of the child's memory is anybody's guess
         except (OSError, EOFError):
             asked = 0
-            yield self._died(child, name)
+            died = self._died(child, files[0][0])
+            if len(files) == 1:
+                yield died
         finally:
             watch.cancel()
             if asked:  # answers that nobody will read
@@ -147,10 +153,10 @@ class LimitedDecoder:
         )
 
 
-def _batch_end(files: Sequence[tuple[str, bytes]], first: int) -> int:
+def _batch_end(files: Sequence[tuple[str, bytes]], first: int, most: int) -> int:
     """As many files as keep a batch small, at least one: the child holds a whole batch."""
     size, last = 0, first
-    while last < len(files) and last - first < BATCH_FILES and size < BATCH_BYTES:
+    while last < len(files) and last - first < most and size < BATCH_BYTES:
         size += len(files[last][1])
         last += 1
     return last
@@ -217,8 +223,11 @@ def _send_batch(pipe: IO[bytes], question: dict[str, Any], files: list[bytes]) -
     _write_all(pipe, _framed(sizes, b""), *files)
 
 
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _framed(head: dict[str, Any], payload: bytes | memoryview) -> bytes:
-    text = json.dumps(head).encode()
+    text = _encoded(head).encode()
     return _FRAME.pack(len(text), len(payload)) + text
 
 
@@ -270,10 +279,15 @@ def serve(memory_bytes: int, cpu_s: int) -> None:
             _load(kind)
         loaded |= kinds
         _limit_memory(memory_bytes)
+        waiting: list[bytes | memoryview] = []
         for data in batch:
             _limit_time(cpu_s)
             head, payload = _answer(question, data)
-            _write_all(answers, _framed(head, payload), payload)
+            waiting += (_framed(head, payload), payload)
+            if sum(map(len, waiting)) > _PIPE_BYTES // 2:
+                _write_all(answers, *waiting)
+                waiting = []
+        _write_all(answers, *waiting)
 
 
 def _load(kind: str) -> None:

@@ -40,16 +40,16 @@ def dicom_dataset(pixels: np.ndarray, **attributes: Any) -> Dataset:
 
 
 def dicom_bytes(pixels: np.ndarray, **attributes: Any) -> bytes:
-    """The file of `dicom_dataset`."""
-    return saved(dicom_dataset(pixels, **attributes))
+    """The file of `dicom_dataset`, whatever pydicom has to say about its values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return saved(dicom_dataset(pixels, **attributes))
 
 
 def saved(dataset: Dataset) -> bytes:
-    """A data set as a file, whatever pydicom has to say about its values."""
+    """A data set as a file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset.save_as(buffer, enforce_file_format=True)
+    dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

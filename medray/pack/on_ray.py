@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ def run_tasks(
 
     _join(workers)
     at_a_time = workers if workers > 0 else max(1, int(ray.cluster_resources().get("CPU", 1)))
-    remote = ray.remote(num_cpus=1, max_retries=3)(function)
+    remote = _remote(function)
     waiting = list(enumerate(tasks))[::-1]
     running: dict[Any, int] = {}
     try:
@@ -37,6 +38,14 @@ def run_tasks(
     finally:
         for left in running:
             ray.cancel(left)
+
+
+@functools.cache
+def _remote(function: Callable[..., Any]) -> Any:
+    """The function as Ray knows it; made once, since each one is sent to every worker."""
+    import ray
+
+    return ray.remote(num_cpus=1, max_retries=3)(function)
 
 
 def _join(workers: int) -> None:

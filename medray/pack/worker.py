@@ -23,7 +23,7 @@ from medray.shards import ShardWriter
 from medray.store import Store
 
 STATE = ".pack"
-GROUP_FILES = 32
+GROUP_FILES = 64
 GROUP_BYTES = 8 << 20
 
 
