@@ -19,7 +19,7 @@ import torch
 
 from medray.dist import engine
 from medray.dist.context import Context
-from medray.errors import ResourceError, UsageError
+from medray.errors import MedrayError, ResourceError, UsageError
 
 
 def load_deepspeed(context: Context) -> Any:
@@ -81,8 +81,8 @@ class TouchAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The loss's own gradient, and zeros."""
-        zero = torch.zeros((), dtype=grads[0].dtype, device=grads[0].device)
-        return grads[0], *(zero.expand(shape) for shape in ctx.shapes)
+        # Not one zero expanded: autograd adds the real gradients into these in place.
+        return grads[0], *(grads[0].new_zeros(shape) for shape in ctx.shapes)
 
 
 class DeepSpeedEngine:
@@ -118,8 +118,9 @@ class DeepSpeedEngine:
         )
         self._first_bad = engine.FirstBad(list(self._named), context.device)
         self._norms = [torch.zeros((), device=context.device) for _ in self._named]
+        self._arrivals = 0
         self._hooks = [
-            parameter.register_hook(self._noting(index))
+            parameter.register_hook(self._noting(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self._named.values())
         ]
         if zero_stage < 3:
@@ -132,6 +133,7 @@ class DeepSpeedEngine:
 
     def _noting(self, index: int) -> Any:
         def note(grad: torch.Tensor) -> None:
+            self._arrivals = hash((self._arrivals, index))
             self._norms[index] = torch.linalg.vector_norm(grad, float("inf"))
 
         return note
@@ -181,10 +183,19 @@ class DeepSpeedEngine:
             group["lr"] = lr
 
     def nonfinite(self) -> str | None:
-        """The first parameter with a non-finite gradient on any rank since the last call."""
-        found = [
-            index for index in self._context.gather(self._first_bad.read()) if index is not None
-        ]
+        """The first parameter with a non-finite gradient on any rank since the last call.
+
+        MedrayError where gradients came in another order on another rank: stage 2 and up send them
+        in that order, and would add up different parameters in silence.
+        """
+        told = self._context.gather((self._first_bad.read(), self._arrivals))
+        if len({arrivals for _, arrivals in told}) > 1 and self._stage > 1:
+            raise MedrayError(
+                f"gradients came in another order on another rank, ZeRO stage {self._stage} needs "
+                "losses of one form on all ranks",
+                hint="use --zero-stage 0 or 1, or --engine torch",
+            )
+        found = [index for index, _ in told if index is not None]
         return self._first_bad.name(min(found)) if found else None
 
     def optimizer_state(self) -> engine.State:
@@ -275,12 +286,13 @@ class DeepSpeedEngine:
         """
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        count = parameter.ds_tensor.numel()
+        own: torch.Tensor = vars(parameter)["ds_tensor"]
+        count = own.numel()
         padded = torch.zeros(count * self._context.world, device=value.device)
         padded[: value.numel()] = value.reshape(-1)
         part = padded.narrow(0, count * self._context.rank, count)
         if moment is None:
-            parameter.ds_tensor.data.copy_(part.view_as(parameter.ds_tensor))
+            own.data.copy_(part.view_as(own))
             safe_set_local_fp32_param(parameter, part)
         else:
             safe_set_local_optimizer_state(parameter, part, moment)

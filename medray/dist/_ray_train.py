@@ -89,7 +89,7 @@ def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
             restore()
 
 
-class Trainer(TorchTrainer):
+class Trainer(TorchTrainer):  # type: ignore[misc]
     """TorchTrainer that can be ended from another thread, and that is quiet on our own cluster.
 
     Where Ray dies with the driver, the actor that would clean up after a dead driver is left out:
@@ -253,7 +253,7 @@ def _preemption() -> str | None:
 
 
 @dataclasses.dataclass
-class GroupConfig(TorchConfig):
+class GroupConfig(TorchConfig):  # type: ignore[misc]
     """A process group that stays on loopback where all ranks are on one machine."""
 
     nccl: bool = False
@@ -263,7 +263,7 @@ class GroupConfig(TorchConfig):
         return GroupBackend
 
 
-class GroupBackend(_TorchBackend):
+class GroupBackend(_TorchBackend):  # type: ignore[misc]
     """Prepares the workers' processes in their main threads and joins them to one group."""
 
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:

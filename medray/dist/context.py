@@ -86,7 +86,8 @@ class Context:
             group = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.broadcast(flat, src=0)
-            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+            parts = torch.split(flat, [tensor.numel() for tensor in group])
+            for tensor, part in zip(group, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
@@ -148,7 +149,8 @@ class Context:
             stop = 1
         if not stop:
             return None
-        return next(reason for reason in self.gather(_stop.reason()) if reason)
+        reasons: list[str | None] = self.gather(_stop.reason())
+        return next(reason for reason in reasons if reason)
 
     def _should_poll(self) -> bool:
         import time

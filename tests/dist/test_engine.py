@@ -17,10 +17,6 @@ ENGINES = rank_tasks.ENGINES
 PLAIN = [pair for pair in ENGINES if pair[1] < 3]
 
 
-def on_two_ranks(task: context.Worker, **config: Any) -> Any:
-    return context.launch(task, config, backend="torchrun", workers=2, threads_per_rank=1)
-
-
 def on_one(task: context.Worker, **config: Any) -> Any:
     return context.launch(task, config, backend="local", threads_per_rank=1)
 
@@ -41,22 +37,23 @@ def whole() -> Any:
 
 
 @pytest.fixture(scope="module")
-def halves() -> Any:
-    """Two ranks with half the batch each, by engine and stage."""
-    return on_two_ranks(rank_tasks.parity, engines=ENGINES, dtype="float32")
+def ranks() -> Any:
+    """What two ranks did: see `rank_tasks.everything`."""
+    return context.launch(
+        rank_tasks.everything, {}, backend="torchrun", workers=2, threads_per_rank=1
+    )
 
 
 @pytest.mark.parametrize("kind, stage", ENGINES)
 def test_two_ranks_train_as_one_process_on_the_joined_batch(
-    halves: Any, whole: Any, kind: str, stage: int
+    ranks: Any, whole: Any, kind: str, stage: int
 ) -> None:
-    assert gap(halves[f"{kind}-{stage}"][0], whole) < 2e-5
+    assert gap(ranks["float32"][f"{kind}-{stage}"][0], whole) < 2e-5
 
 
-def test_in_float64_the_torch_engine_agrees_with_one_process_to_rounding() -> None:
-    asked = {"engines": [("torch", 0)], "dtype": "float64"}
-    two = on_two_ranks(rank_tasks.parity, **asked)["torch-0"][0]
-    assert gap(two, on_one(rank_tasks.parity, **asked)["torch-0"][0]) < 1e-12
+def test_in_float64_the_torch_engine_agrees_with_one_process_to_rounding(ranks: Any) -> None:
+    one = on_one(rank_tasks.parity, engines=[("torch", 0)], dtype="float64")["torch-0"][0]
+    assert gap(ranks["float64"]["torch-0"][0], one) < 1e-12
 
 
 def test_a_parity_test_would_see_a_rank_that_keeps_its_gradients(
@@ -68,13 +65,13 @@ def test_a_parity_test_would_see_a_rank_that_keeps_its_gradients(
 
 
 @pytest.mark.parametrize("kind, stage", ENGINES)
-def test_parameters_are_bit_equal_on_all_ranks(halves: Any, kind: str, stage: int) -> None:
-    first, second = halves[f"{kind}-{stage}"]
+def test_parameters_are_bit_equal_on_all_ranks(ranks: Any, kind: str, stage: int) -> None:
+    first, second = ranks["float32"][f"{kind}-{stage}"]
     assert gap(first, second) == 0.0
 
 
-def test_weights_and_adam_pass_from_engine_to_engine_bit_for_bit() -> None:
-    states = on_two_ranks(rank_tasks.hand_over, engines=ENGINES)
+def test_weights_and_adam_pass_from_engine_to_engine_bit_for_bit(ranks: Any) -> None:
+    states = dict(ranks["hand_over"])
     start = states.pop("start")
     after = states.pop("one more step")
     assert len(states) == len(ENGINES) + 1
@@ -84,9 +81,8 @@ def test_weights_and_adam_pass_from_engine_to_engine_bit_for_bit() -> None:
     assert gap(alone["after"], after) < 2e-5
 
 
-def test_a_non_finite_gradient_is_named_on_every_rank_once() -> None:
-    told = on_two_ranks(rank_tasks.faulty, engines=PLAIN, bad_step=1)
-    assert told == {f"{kind}-{stage}": [["1.bias", None]] * 2 for kind, stage in PLAIN}
+def test_a_non_finite_gradient_is_named_on_every_rank_once(ranks: Any) -> None:
+    assert ranks["faulty"] == {f"{kind}-{stage}": [["1.bias", None]] * 2 for kind, stage in PLAIN}
 
 
 def test_finite_gradients_name_nothing() -> None:
@@ -94,18 +90,22 @@ def test_finite_gradients_name_nothing() -> None:
     assert told == {"torch-0": [[None, None]]}
 
 
-def test_a_gradient_missing_on_a_rank_counts_as_zero() -> None:
-    moments = on_two_ranks(rank_tasks.lopsided, engines=PLAIN)
-    for kind, stage in PLAIN:
-        for rank in moments[f"{kind}-{stage}"]:
+def test_a_gradient_missing_on_a_rank_counts_as_zero(ranks: Any) -> None:
+    for kind, stage in [("torch", 0), ("deepspeed", 0), ("deepspeed", 1)]:
+        assert ranks["lopsided"][f"{kind}-{stage} says"] is None
+        for rank in ranks["lopsided"][f"{kind}-{stage}"]:
             assert rank["exp_avg.both"] == [2.0] * 3
             assert rank["exp_avg.first"] == [2.0] * 3
             assert rank["exp_avg.none"] == [0.0] * 3
             assert rank["step"] == 1
 
 
-def test_a_network_grows_under_every_engine_alike() -> None:
-    weights = on_two_ranks(rank_tasks.grow, engines=ENGINES)
+def test_zero_stage_2_says_so_when_losses_differ_in_form_between_ranks(ranks: Any) -> None:
+    assert "another order on another rank" in ranks["lopsided"]["deepspeed-2 says"]
+
+
+def test_a_network_grows_under_every_engine_alike(ranks: Any) -> None:
+    weights = dict(ranks["grow"])
     torch_weights = weights.pop("torch-0")
     assert max(gap(other, torch_weights) for other in weights.values()) < 2e-5
 

@@ -1,0 +1,202 @@
+"""One worker function, one process or several: what a rank sees, and how failures come back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medray.dist import _failures, _stop, context
+from medray.errors import DataError, MedrayError, ResourceError, Stopped, UsageError
+from tests.dist import rank_tasks
+
+
+def launch(task: context.Worker, workers: int = 2, **config: Any) -> Any:
+    return context.launch(task, config, backend="torchrun", workers=workers, threads_per_rank=1)
+
+
+def test_a_worker_sees_its_rank_and_the_collectives_agree() -> None:
+    seen = launch(rank_tasks.about, note="kept")
+    assert seen["ranks"] == [[0, 2, 0], [1, 2, 1]]
+    assert seen["broadcast"] == [[0.0, 0.0], [0, 0, 0]]
+    assert (seen["mean"], seen["any"]) == ([0.5], [True, False])
+    assert (seen["threads"], seen["config"]) == (1, {"note": "kept"})
+
+
+def test_one_process_needs_no_group() -> None:
+    seen = context.launch(rank_tasks.about, {}, backend="local", threads_per_rank=1)
+    assert (seen["ranks"], seen["mean"], seen["any"]) == ([[0, 1, 0]], [0.0], [False, False])
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_typed_error_of_one_rank_comes_back_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        launch(rank_tasks.fail, folder=str(tmp_path), kind="typed")
+    error = caught.value
+    assert (error.message, error.code, error.where) == ("shard is short", "MR-D042", "train-0.tar")
+    assert (error.hint, error.exit_code) == ("pack again", 3)
+
+
+def test_any_other_error_names_the_rank_that_failed_first(tmp_path: Path) -> None:
+    with pytest.raises(MedrayError, match="rank 1 failed: KeyError: 'surprise'") as caught:
+        launch(rank_tasks.fail, folder=str(tmp_path), kind="untyped")
+    assert type(caught.value) is MedrayError
+
+
+def test_sigterm_of_one_rank_stops_all_ranks_with_the_same_reason(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launch(rank_tasks.until_stopped, folder=str(tmp_path), own_sigterm=True)
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["SIGTERM"] * 2
+
+
+def test_sigterm_of_the_driver_reaches_the_ranks(tmp_path: Path) -> None:
+    def send() -> None:
+        while not (tmp_path / "pid-0").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launch(rank_tasks.until_stopped, folder=str(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_in_a_single_process_is_a_reason_and_the_handler_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    here = context.local(threads_per_rank=1)
+    assert here.agree_to_stop() is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert here.stop_reason() == here.agree_to_stop() == "SIGTERM"
+    here.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+    _stop.clear()
+
+
+def test_ray_is_asked_about_preemption_rarely_and_its_notice_is_a_reason() -> None:
+    asked: list[int] = []
+
+    def notice() -> str | None:
+        asked.append(1)
+        return None if len(asked) < 2 else "preemption notice for ranks [0]"
+
+    ray = context.RaySide(report=lambda metrics: None, preemption=notice)
+    here = context.Context(0, 1, 0, torch.device("cpu"), threads_per_rank=1, ray=ray)
+    _stop.clear()
+    assert [here.agree_to_stop() for _ in range(50)] == [None] * 50
+    assert len(asked) == 1
+    ray.poll_at_s = 0.0
+    assert here.agree_to_stop() == here.stop_reason() == "preemption notice for ranks [0]"
+    _stop.clear()
+
+
+def test_ranks_of_one_machine_listen_on_loopback_alone(tmp_path: Path) -> None:
+    launched = threading.Thread(
+        target=lambda: pytest.raises(
+            Stopped, launch, rank_tasks.until_stopped, folder=str(tmp_path)
+        ),
+        daemon=True,
+    )
+    launched.start()
+    while not (tmp_path / "pid-1").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in (0, 1)]
+    addresses = {address for pid in pids for address in listening(pid)}
+    os.kill(pids[0], signal.SIGTERM)
+    launched.join(timeout=60)
+    assert addresses and addresses <= {"127.0.0.1", "::1"}
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process listens for TCP, from /proc."""
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(address_of(fields[1].split(":")[0], family))
+    return found
+
+
+def address_of(text: str, family: socket.AddressFamily) -> str:
+    words = [bytes.fromhex(text[start : start + 8])[::-1] for start in range(0, len(text), 8)]
+    return socket.inet_ntop(family, b"".join(words))
+
+
+def test_the_listening_test_would_see_an_open_port() -> None:
+    with socket.create_server(("0.0.0.0", 0)):
+        assert "0.0.0.0" in listening(os.getpid())
+
+
+def test_a_script_can_launch_its_own_worker(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from medray.dist import context\n"
+        "def work(here, config):\n    return [here.world, config['x']]\n"
+        "if __name__ == '__main__':\n"
+        "    print(context.launch(work, {'x': 5}, backend='torchrun', workers=2))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[2, 5]"
+
+
+def test_errors_keep_type_and_fields_through_json() -> None:
+    given = DataError("short", code="MR-D042", where="a.tar", hint="pack again")
+    got = _failures.rebuild(_failures.describe(given, rank=3))
+    assert (type(got), str(got), vars(got)) == (DataError, str(given), vars(given))
+
+
+def test_an_error_of_a_private_type_comes_back_as_its_public_one() -> None:
+    class Sharper(ResourceError):
+        pass
+
+    assert type(_failures.rebuild(_failures.describe(Sharper("no disk"), 0))) is ResourceError
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"backend": "local", "workers": 2}, "workers = 2 with backend local, allowed: 1"),
+        ({"backend": "torchrun", "workers": 0}, "workers = 0 .* allowed: 1 or more"),
+        ({"backend": "slurm"}, "backend = 'slurm', allowed: ray, torchrun, local"),
+    ],
+)
+def test_an_impossible_launch_is_refused_with_what_is_allowed(
+    asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        context.launch(rank_tasks.about, {}, **asked)
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ResourceError, match="needs a GPU, torch sees 0"):
+        context.launch(rank_tasks.about, {}, backend="local", gpus_per_worker=1)
+
+
+def test_without_torchruns_variables_its_context_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UsageError, match="the environment has no RANK"):
+        context.torchrun()
