@@ -197,7 +197,7 @@ class Fit:
         self.algorithm.load_state_dict(tensors)
         self.batches.restore(state["stream"])
         self.meter.restore(state["meter"])
-        self.images = int(state["images"])
+        self.images, self.score = int(state["images"]), state["score"]
         if self.context.rank == 0:
             self.folder.cut_metrics(self.images)
             log.event("resumed", f"resumed at {self.images:,} images", images=self.images)
