@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medray.images_png import encode_png
+from medray.images.png import encode_png
 
 Pixels = npt.NDArray[np.uint8]
 GAP_PX = 2

@@ -39,7 +39,7 @@ HOMES = {
     "ray.tune": {"medray/tune"},
     "ray.serve": {"serve"},
     "cupy": {"medray/kernels/_launch.py"},
-    "webdataset": {"medray/shards.py", "medray/stream", "jobs/_bench_stream.py"},
+    "webdataset": {"medray/shards", "medray/stream", "jobs/_bench_stream.py"},
     "pydicom": {"medray/images"},
     "nibabel": {"medray/images"},
 }
@@ -58,32 +58,16 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _part(path: Path) -> str:
-    """What a file of medray/ belongs to; `_tar.py` goes with the module it was split from."""
+    """What a file of medray/ belongs to; `_run_info.py` goes with the module it was split from."""
     first = path.relative_to(ROOT / "medray").parts[0].removesuffix(".py")
     return SPLIT_FROM.get(first, first)
 
 
 SPLIT_FROM = {
-    "_tar": "shards",
-    "_members": "shards",
-    "_foreign": "shards",
-    "_shard_index": "shards",
-    "_shard_reader": "shards",
-    "_shard_verify": "shards",
-    "_shard_writer": "shards",
-    "_phantom_chest": "phantoms",
-    "_phantom_brain": "phantoms",
-    "_phantom_field": "phantoms",
-    "_phantom_film": "phantoms",
-    "images_files": "images",
-    "images_pixels": "images",
-    "images_png": "images",
-    "images_dicom": "images",
-    "images_child": "images",
-    "lease": "rundir",
-    "_run_info": "rundir",
     "_run_entry": "rundir",
+    "_run_info": "rundir",
     "_tensors": "checkpoints",
+    "lease": "rundir",
 }
 
 

@@ -10,7 +10,8 @@ import json
 import numpy as np
 import pytest
 
-from medray import _phantom_chest, _phantom_field, phantoms
+from medray import phantoms
+from medray.phantoms import _chest, _field
 
 KINDS = sorted(phantoms.KINDS)
 COUNT = 400
@@ -130,7 +131,7 @@ def test_every_class_occurs_and_the_rare_ones_are_rare(many):
 def test_a_film_may_show_several_findings_and_is_called_by_the_rarest():
     several = 0
     for sample in first("chest"):
-        present = [name for name in _phantom_chest.RAREST_FIRST if sample.labels[name]]
+        present = [name for name in _chest.RAREST_FIRST if sample.labels[name]]
         assert sample.label == (present[0] if present else "normal")
         several += len(present) > 1
     assert 0.04 < several / COUNT < 0.25
@@ -139,14 +140,14 @@ def test_a_film_may_show_several_findings_and_is_called_by_the_rarest():
 def film_with(monkeypatch, index, **changes):
     """The film of an address with its findings replaced: none but those given."""
     none = {"heart_scale": 1.0, "effusions": (), "consolidations": (), "nodules": ()}
-    of = _phantom_chest.Findings.of.__func__
+    of = _chest.Findings.of.__func__
 
     def changed(cls, anatomy, draws):
         found = of(cls, anatomy, draws)
         return dataclasses.replace(found, **{**none, "pneumothorax": None, **changes})
 
     with monkeypatch.context() as patch:
-        patch.setattr(_phantom_chest.Findings, "of", classmethod(changed))
+        patch.setattr(_chest.Findings, "of", classmethod(changed))
         return phantoms.chest(0, index, 64).image.astype(float)
 
 
@@ -176,8 +177,8 @@ def test_a_finding_shows_where_it_is_and_not_elsewhere(monkeypatch, name, change
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_with_everything_that_can_happen_does_not_run_out_of_numbers(monkeypatch, kind):
-    taken = _phantom_field.Draws.chance
-    monkeypatch.setattr(_phantom_field.Draws, "chance", lambda self, p: taken(self, p) or True)
+    taken = _field.Draws.chance
+    monkeypatch.setattr(_field.Draws, "chance", lambda self, p: taken(self, p) or True)
     assert list(phantoms.KINDS[kind](0, 0, 32).labels.values()).count(1) == (
         5 if kind == "chest" else 1
     )

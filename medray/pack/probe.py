@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from medray.errors import DataError
 from medray.images import bits_of, format_of
-from medray.images_child import shared
+from medray.images.child import shared
 from medray.pack.deidentify import Keyed
 from medray.pack.sources import Entry, Files
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from medray.errors import DataError
 from medray.images import Decoded
-from medray.images_child import shared
+from medray.images.child import shared
 from medray.pack.deidentify import file_digest
 from medray.pack.geometry import as_mask, as_set, scaled_spacing_mm
 from medray.pack.plan import Rules, ShardPlan

@@ -15,8 +15,8 @@ import weakref
 from functools import cached_property
 from pathlib import Path
 
-from medray._shard_reader import read_whole
 from medray.errors import ResourceError
+from medray.shards.reader import read_whole
 from medray.store import PART, Store
 
 CHUNK_BYTES = 1 << 24

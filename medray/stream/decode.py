@@ -12,9 +12,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from medray import _members
-from medray._shard_reader import ShardReader
 from medray.errors import DataError
+from medray.shards import _members
+from medray.shards.reader import ShardReader
 
 Array = npt.NDArray[Any]
 

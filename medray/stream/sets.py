@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medray import _foreign, _members, log
-from medray._shard_reader import Row, ShardReader, open_scanned, open_shard, tar_name
+from medray import log
 from medray.errors import DataError
 from medray.records import SPLITS, Shard, ShardIndex
-from medray.shards import INDEX, read_index
+from medray.shards import INDEX, _members, foreign, read_index
+from medray.shards.reader import Row, ShardReader, open_scanned, open_shard, tar_name
 from medray.store import Store
 from medray.stream.cache import ShardCache
 
@@ -197,7 +197,7 @@ class _Foreign:
                 log.warn(
                     "scan_damaged", f"the kept scan {kept} is damaged: {name} is scanned again"
                 )
-        rows = _foreign.scan(path, tar_name(name))
+        rows = foreign.scan(path, tar_name(name))
         if self._cache.lasting:
             Store(self._cache.folder).write_bytes(kept.name, json.dumps(rows).encode())
         return rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medray import metrics, report, rng
-from medray.images_png import decode_png
+from medray.images.png import decode_png
 from medray.records import Array
 from medray.rundir import RunDir
 

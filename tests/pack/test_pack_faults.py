@@ -21,7 +21,8 @@ IMAGES, PER_SHARD = 24, 8
 # Packs, and dies by SIGKILL at the k-th sample that is added to a shard.
 DIES = """
 import os, signal, sys
-from medray import _shard_writer, shards
+from medray import shards
+from medray.shards import writer
 from medray.pack.config import PackConfig
 from medray.pack.pack import Job, pack
 source, out, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
@@ -35,9 +36,9 @@ def killed(add):
             os.kill(os.getpid(), signal.SIGKILL)
         add(self, sample)
     return wrapped
-_shard_writer.ShardWriter.add = killed(_shard_writer.ShardWriter.add)
+writer.ShardWriter.add = killed(writer.ShardWriter.add)
 if how == "unguarded":
-    _shard_writer._part_path = lambda store, name: store.path(name + ".tar")
+    writer._part_path = lambda store, name: store.path(name + ".tar")
 options = {"size_px": 8, "samples_per_shard": 8, "workers": 0, "val": 0, "test": 0, "name": "s"}
 pack(PackConfig(source=source, **options), Job(out))
 """

@@ -144,7 +144,7 @@ def test_a_scan_is_kept_in_the_cache_folder_until_the_tar_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, scanned = foreign(tmp_path / "tars"), []
-    scan = sets._foreign.scan
+    scan = sets.foreign.scan
 
     def counted(path: Path, name: str) -> Any:
         scanned.append(name)
@@ -154,7 +154,7 @@ def test_a_scan_is_kept_in_the_cache_folder_until_the_tar_changes(
         with stream(tmp_path / "tars", cache_dir=tmp_path / "cache") as batches:
             assert len(numbers(batches)) == COUNT
 
-    monkeypatch.setattr(sets._foreign, "scan", counted)
+    monkeypatch.setattr(sets.foreign, "scan", counted)
     epoch()
     assert len(scanned) == 3
     epoch()

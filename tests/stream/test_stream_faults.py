@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from medray import _shard_reader, log, store
+from medray import log, store
 from medray.errors import DataError, ResourceError, UsageError
+from medray.shards import reader
 from medray.store import Store
 from medray.stream import Source, Stream
 from tests.faults import stores
@@ -29,7 +30,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    for module in (store, _shard_reader):
+    for module in (store, reader):
         monkeypatch.setattr(module, "RETRY_DELAYS_S", (0.0,) * 4)
 
 

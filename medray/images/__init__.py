@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from medray.errors import DataError
-from medray.images_files import (
+from medray.images.files import (
     decode_npy_file,
     decode_pillow_file,
     decode_png_file,
@@ -20,8 +20,8 @@ from medray.images_files import (
     pillow_bits,
     png_bits,
 )
-from medray.images_pixels import MAX_PIXELS, Array, Decoded, Window, to_bits, windowed
-from medray.images_png import SIGNATURE, decode_png, encode_png
+from medray.images.pixels import MAX_PIXELS, Array, Decoded, Window, to_bits, windowed
+from medray.images.png import SIGNATURE, decode_png, encode_png
 
 __all__ = [
     "MAX_PIXELS",
@@ -57,7 +57,7 @@ def format_of(head: bytes) -> str | None:
 def decode(data: bytes, *, name: str = "", window: Window = "auto") -> Decoded:
     """The image in a file's bytes, in this process; `name` says in an error where it came from.
 
-    Raises DataError alone. For files that nobody vouches for use `images_child.decode_limited`.
+    Raises DataError alone. For files that nobody vouches for use `child.decode_limited`.
     """
     return _named(name, lambda: _decode(data, window))
 
@@ -72,7 +72,7 @@ def _decode(data: bytes, window: Window) -> Decoded:
     if kind == "png":
         return decode_png_file(data, window)
     if kind == "dicom":
-        from medray.images_dicom import decode_dicom
+        from medray.images.dicom import decode_dicom
 
         return decode_dicom(data, window)
     if kind in ("jpeg", "tiff"):
@@ -87,7 +87,7 @@ def _bits_of(data: bytes) -> int:
     if kind == "png":
         return png_bits(data)
     if kind == "dicom":
-        from medray.images_dicom import dicom_header
+        from medray.images.dicom import dicom_header
 
         return dicom_header(data).bits
     if kind in ("jpeg", "tiff"):

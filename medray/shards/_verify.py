@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from medray import _tar
-from medray._shard_index import read_index
-from medray._shard_reader import Row, open_shard, tar_name
 from medray.errors import DataError
 from medray.records import Shard
+from medray.shards import _tar
+from medray.shards._index import read_index
+from medray.shards.reader import Row, open_shard, tar_name
 from medray.store import Store
 
 

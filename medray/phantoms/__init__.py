@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from medray import _phantom_brain, _phantom_chest, rng
-from medray._phantom_field import Canvas, with_grain
+from medray import rng
+from medray.phantoms import _brain, _chest
+from medray.phantoms._field import Canvas, with_grain
 from medray.records import Sample
 
 # Addresses are dealt in blocks of 12 to 5 patients: patients differ in how many images they have.
@@ -24,7 +25,7 @@ _TRAIN, _VAL = 0.70, 0.15
 _CHEST_MM, _BRAIN_MM = 400.0, 230.0
 
 NORMAL = "normal"
-CLASSES = {"chest": (NORMAL, *_phantom_chest.FINDINGS), "brain": _phantom_brain.GRADES}
+CLASSES = {"chest": (NORMAL, *_chest.FINDINGS), "brain": _brain.GRADES}
 
 
 def chest(seed: int, index: int, size_px: int) -> Sample:
@@ -34,8 +35,8 @@ def chest(seed: int, index: int, size_px: int) -> Sample:
     """
     canvas = Canvas.of(size_px)
     patient = patient_of("chest", seed, index)
-    field, labels = _phantom_chest.draw(seed, patient, index, canvas)
-    present = [name for name in _phantom_chest.RAREST_FIRST if labels[name]]
+    field, labels = _chest.draw(seed, patient, index, canvas)
+    present = [name for name in _chest.RAREST_FIRST if labels[name]]
     split = split_of("chest", seed, patient)
     return Sample(
         key=f"{split}-{index:08d}",
@@ -56,13 +57,13 @@ def brain(seed: int, index: int, size_px: int) -> Sample:
     """
     canvas = Canvas.of(size_px)
     patient = patient_of("brain", seed, index)
-    field, covered, grade = _phantom_brain.draw(seed, patient, index, canvas)
+    field, covered, grade = _brain.draw(seed, patient, index, canvas)
     split = split_of("brain", seed, patient)
     return Sample(
         key=f"{split}-{index:08d}",
         image=with_grain(field, seed, "phantom.brain.grain", index, 0.010),
         label=grade,
-        labels={name: int(grade == name) for name in _phantom_brain.GRADES[1:]},
+        labels={name: int(grade == name) for name in _brain.GRADES[1:]},
         patient=f"brain-{seed}-{patient}",
         split=split,
         mask=np.where(covered >= 0.5, np.uint8(255), np.uint8(0)),

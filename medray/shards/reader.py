@@ -16,9 +16,9 @@ from typing import Protocol, TypedDict
 
 import google_crc32c as crc32c
 
-from medray import _members, _tar
 from medray.errors import DataError, ResourceError
 from medray.records import Sample, Shard
+from medray.shards import _members, _tar
 from medray.store import RETRY_DELAYS_S, Store
 
 

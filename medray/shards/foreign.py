@@ -14,9 +14,9 @@ from pathlib import Path
 
 import google_crc32c as crc32c
 
-from medray import _members, _tar
-from medray._shard_reader import Row
 from medray.errors import DataError
+from medray.shards import _members, _tar
+from medray.shards.reader import Row
 
 
 def scan(path: Path, name: str) -> list[Row]:

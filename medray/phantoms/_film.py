@@ -1,13 +1,13 @@
 """How a chest film is taken: the patient's position, the window, shutters, the lead marker.
 
-x and y run over the film, u and v over the patient (see `_phantom_chest`).
+x and y run over the film, u and v over the patient (see `_chest`).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from medray._phantom_field import Draws, Field
+from medray.phantoms._field import Draws, Field
 
 # The letter that radiographers place on the patient's right, which is the left of the film.
 _LETTER_R = ("11110", "10001", "10001", "11110", "10100", "10010", "10001")

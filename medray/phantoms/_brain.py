@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medray._phantom_field import Canvas, Draws, Field, ellipse, fade, hump, lattice, step
+from medray.phantoms._field import Canvas, Draws, Field, ellipse, fade, hump, lattice, step
 
 STREAM = "phantom.brain"
 GRADES = ("none", "low_grade", "high_grade")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from medray import _members
 from medray.errors import DataError
 from medray.records import SPLITS, ShardIndex
+from medray.shards import _members
 from medray.store import Store
 
 INDEX = "index.json"

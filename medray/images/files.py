@@ -12,8 +12,8 @@ import numpy as np
 from isal import isal_zlib
 
 from medray.errors import DataError
-from medray.images_pixels import Decoded, Window, check_size, from_values
-from medray.images_png import SIGNATURE, decode_any_png
+from medray.images.pixels import Decoded, Window, check_size, from_values
+from medray.images.png import SIGNATURE, decode_any_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

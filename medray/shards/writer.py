@@ -16,10 +16,10 @@ from types import TracebackType
 import google_crc32c as crc32c
 import numpy as np
 
-from medray import _members, _tar
-from medray._shard_reader import Row, tar_name
 from medray.errors import DataError, ResourceError, UsageError
 from medray.records import SPLITS, Sample, Shard
+from medray.shards import _members, _tar
+from medray.shards.reader import Row, tar_name
 from medray.store import PART, Store, make_folder
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medray._phantom_field import Canvas, Draws, Field, dome, ellipse, hump, lattice, step, within
-from medray._phantom_film import Exposure, developed, positioned
+from medray.phantoms._field import Canvas, Draws, Field, dome, ellipse, hump, lattice, step, within
+from medray.phantoms._film import Exposure, developed, positioned
 
 STREAM = "phantom.chest"
 

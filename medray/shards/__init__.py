@@ -26,12 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from medray._shard_index import INDEX, read_index, write_index
-from medray._shard_reader import ShardReader, open_shard
-from medray._shard_verify import verify
-from medray._shard_writer import ShardWriter, classes_of
 from medray.errors import DataError, UsageError
 from medray.records import SPLITS, Sample, Shard, ShardIndex
+from medray.shards._index import INDEX, read_index, write_index
+from medray.shards._verify import verify
+from medray.shards.reader import ShardReader, open_shard
+from medray.shards.writer import ShardWriter, classes_of
 from medray.store import Store
 
 __all__ = [

@@ -28,7 +28,7 @@ import numpy as np
 
 from medray.errors import DataError
 from medray.images import Decoded, Window, decode, format_of
-from medray.images_dicom import Header, dicom_header
+from medray.images.dicom import Header, dicom_header
 
 MEMORY_BYTES = 700 << 20
 CPU_S = 5
@@ -59,7 +59,7 @@ class LimitedDecoder:
         return _or_raise(next(self.decode_many([(name, data)], window=window)))
 
     def header(self, data: bytes, *, name: str = "") -> Header:
-        """What `images_dicom.dicom_header` gives; the same errors."""
+        """What `dicom.dicom_header` gives; the same errors."""
         return _or_raise(next(self.headers([(name, data)])))
 
     def decode_many(
@@ -205,7 +205,7 @@ def _start(limits: tuple[str, str]) -> subprocess.Popen[bytes]:
         "OPENBLAS_NUM_THREADS": "1",
     }
     child = subprocess.Popen(
-        [sys.executable, "-m", "medray.images_child", *limits],
+        [sys.executable, "-m", "medray.images.child", *limits],
         bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

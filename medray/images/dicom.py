@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.errors import DataError
-from medray.images_pixels import Decoded, Window, check_size, grey_levels, windowed
+from medray.images.pixels import Decoded, Window, check_size, grey_levels, windowed
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
