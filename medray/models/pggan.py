@@ -29,6 +29,9 @@ from medray.models.ops import at_least_float32, halve, leaky_norm_
 
 START_PX = 4
 MAX_PX = 1024
+# Up to here bfloat16 networks compute in float32: a few percent of the work, and the minibatch
+# standard deviation and the first layers decide by small differences, which rounding would drown.
+WIDE_PX = 8
 
 
 def width(step: int, fmap_base: int, fmap_max: int) -> int:
@@ -56,6 +59,10 @@ class Network(nn.Module):
             raise UsageError(f"px must be one of {self.resolutions}, got {px}")
         if not 0 <= alpha <= 1:
             raise UsageError(f"alpha must be from 0 to 1, got {alpha}")
+
+    def _dtype_at(self, px: int) -> torch.dtype:
+        wide = px <= WIDE_PX and self.compute_dtype == torch.bfloat16
+        return torch.float32 if wide else self.compute_dtype
 
     def active_parameters(self, px: int) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that the forward pass at `px` can use, fading included."""
@@ -104,18 +111,21 @@ class Generator(Network):
         return images if faded is None else torch.lerp(faded, images, alpha)
 
     def _first(self, z_NL: Tensor) -> Tensor:
-        z = pixel_norm(z_NL).to(self.compute_dtype)
+        z = pixel_norm(z_NL).to(self._dtype_at(START_PX))
         weight = (self.dense.weight * self.dense.scale).to(z.dtype)
         x = (z @ weight.T).reshape(len(z), -1, 4, 4) + self.dense.bias.to(z.dtype)[:, None, None]
         return leaky_norm_(channels_last(x))
 
     def _block(self, x: Tensor, px: int) -> Tensor:
+        x = x.to(self._dtype_at(px))
         for conv in self.get_submodule(f"block{px}").children():
             x = conv(x)
         return x
 
     def _rgb(self, x: Tensor, px: int) -> Tensor:
-        return at_least_float32(self.get_submodule(f"rgb{px}")(x))
+        # An image rounded to 8 bits of mantissa would feed the discriminator another image.
+        images: Tensor = self.get_submodule(f"rgb{px}")(at_least_float32(x))
+        return images
 
 
 class Discriminator(Network):
@@ -156,15 +166,17 @@ class Discriminator(Network):
         for at_px in reversed(self.resolutions[1 : self.resolutions.index(px) + 1]):
             x = self._block(x, at_px)
             if at_px == px and alpha < 1:
-                x = torch.lerp(self._rgb(halve(images), px // 2), x, alpha)
+                x = torch.lerp(self._rgb(halve(images), px // 2).to(x.dtype), x, alpha)
+        x = x.to(self._dtype_at(START_PX))
         x = self.last_conv(minibatch_stddev(x, parts))
-        return at_least_float32(self.out(leaky(self.dense(x.flatten(1)))))
+        return self.out(leaky(self.dense(x.flatten(1))))  # type: ignore[no-any-return]
 
     def _rgb(self, images: Tensor, px: int) -> Tensor:
-        x: Tensor = self.get_submodule(f"rgb{px}")(images.to(self.compute_dtype))
+        x: Tensor = self.get_submodule(f"rgb{px}")(images.to(self._dtype_at(px)))
         return x
 
     def _block(self, x: Tensor, px: int) -> Tensor:
+        x = x.to(self._dtype_at(px))
         for conv in self.get_submodule(f"block{px}").children():
             x = conv(x)
         return halve(x)
