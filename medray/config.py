@@ -190,6 +190,7 @@ class _Parser(argparse.ArgumentParser):
             flags = [option for action in self._actions for option in action.option_strings]
             nearest = _nearest(unknown[0].split("=")[0], flags)
             raise UsageError(f"{self.prog}: unknown argument {unknown[0]!r}{nearest}")
+        assert isinstance(known, argparse.Namespace)
         return known
 
 

@@ -49,7 +49,9 @@ class Store:
             text = text.removeprefix("file://")
         self.is_local = "://" not in text
         self.url = str(Path(text).absolute()) if self.is_local else text.rstrip("/")
-        self._fs, self._root = (None, "") if self.is_local else _filesystem(self.url)
+        remote = (None, "") if self.is_local else _filesystem(self.url)
+        self._fs: Any = remote[0]
+        self._root: str = remote[1]
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

@@ -30,7 +30,7 @@ class Curves:
         self._spare = None if self.store.is_local else tempfile.TemporaryDirectory()
         self._folder = Path(self._spare.name) if self._spare else self.store.path()
         purge = {"purge_step": images} if images else {}
-        self._writer = SummaryWriter(str(self._folder), **purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._folder), **purge)
         try:
             yield
             self.publish()
