@@ -15,7 +15,7 @@ from jobs.pggan import PgganJob
 from medray import config as configuration
 from medray import log
 from medray.dist.context import Context, launch, threads_for
-from medray.errors import UsageError
+from medray.errors import ResourceError, UsageError
 from medray.rundir import RunDir, numbered
 from medray.store import Store
 
@@ -54,7 +54,7 @@ def train(config: PgganJob) -> None:
             return
         summary = launch(
             worker,
-            {"config": config.model_dump(mode="json"), "epoch": run.lease.epoch},
+            _task(config, run),
             backend=config.backend,
             workers=config.workers,
             gpus_per_worker=config.gpus_per_worker,
@@ -65,6 +65,12 @@ def train(config: PgganJob) -> None:
         )
         run.finish(summary)
     log.event("done", _farewell(Store(url), summary), run_dir=url, **summary)
+
+
+def _task(config: PgganJob, run: RunDir) -> dict[str, Any]:
+    # A resumed warm start begins at its weights again where no checkpoint came before the end.
+    begin = config.model_copy(update={"resume": False})
+    return {"config": begin.model_dump(mode="json"), "epoch": run.lease.epoch}
 
 
 def _farewell(store: Store, summary: dict[str, Any]) -> str:
@@ -96,11 +102,18 @@ def resolved(config: PgganJob) -> PgganJob:
         before = yaml.safe_load(store.read_bytes("config.yaml"))
         kept = {
             name: before[name]
-            for name in ("precision", "threads_per_worker")
+            for name in ("precision", "threads_per_worker", "init_from")
             if name in before and getattr(config, name) in (None, "auto")
         }
         config = config.model_copy(update=kept)
     return _choose(config)
+
+
+def describe(config: PgganJob) -> None:
+    """Says what the run would take; starts and writes nothing."""
+    from jobs import _pggan_estimate
+
+    _pggan_estimate.describe(resolved(config) if config.run_dir else _choose(config))
 
 
 def _choose(config: PgganJob) -> PgganJob:
@@ -187,7 +200,12 @@ def sources_of(config: PgganJob) -> tuple[str, ...]:
     cache = Path(config.cache_dir or os.environ.get("MEDRAY_CACHE_DIR") or _default_cache())
     name = f"phantoms-{config.phantoms}-{config.final_px}px-{config.phantom_images}-{config.seed}"
     url = str(cache / name)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot make the cache {cache}: {error.strerror}", hint="give another --cache-dir"
+        ) from error
     # Ranks of one machine share the cache: the first makes the set, the others wait for it.
     with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -250,7 +268,7 @@ def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> Array:
 
 def take_weights(algorithm: Pggan, url: str) -> None:
     """A warm start: the networks of another run, nothing else of it."""
-    from medray.checkpoints import Checkpoints
+    from medray.checkpoints import Checkpoints, check_tensors
 
     checkpoints = Checkpoints(Store(url), None)
     newest = checkpoints.newest()
@@ -258,9 +276,11 @@ def take_weights(algorithm: Pggan, url: str) -> None:
         raise UsageError(f"--init-from: {url} holds no checkpoint", hint="give a run folder")
     tensors, _ = checkpoints.load(newest)
     networks = ("generator.", "discriminator.", "ema.")
+    taken = {name: t for name, t in tensors.items() if name.startswith(networks)}
     state: dict[str, Tensor] = algorithm.state_dict()
-    state |= {name: t for name, t in tensors.items() if name.startswith(networks)}
-    algorithm.load_state_dict(state)
+    shapes = {name: t.shape for name, t in state.items() if name.startswith(networks)}
+    check_tensors(taken, shapes, f"--init-from {url}")
+    algorithm.load_state_dict({**state, **taken})
 
 
 def leave(

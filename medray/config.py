@@ -65,22 +65,29 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str = ""
     """The configuration that flags, environment and YAML give; UsageError says what is wrong."""
     flags = vars(_parser(cls, prog, description).parse_args(list(argv)))
     path = flags.pop("config", None)
-    layers = {**(_from_yaml(cls, path) if path else {}), **_from_environment(cls), **flags}
+    from_yaml, from_environment = _from_yaml(cls, path) if path else {}, _from_environment(cls)
+    layers = {**from_yaml, **from_environment, **flags}
+    origins = {name: f"{path}: {name}" for name in from_yaml}
+    origins |= {name: f"${ENVIRONMENT_PREFIX}{name.upper()}" for name in from_environment}
+    origins |= {name: _flag(name, cls.model_fields[name]) for name in flags}
     try:
         return cls.model_validate(_resolved(cls, layers))
     except ValidationError as error:
-        raise UsageError(_explain(cls, error)) from None
+        raise UsageError(_explain(error, origins)) from None
 
 
 def _resolved(cls: type[Frozen], given: dict[str, Any]) -> dict[str, Any]:
-    """Relative locations made absolute; everything else as it is."""
+    """Relative locations made absolute, one word made a list of one where a list is wanted."""
     resolved = dict(given)
-    for name, info in cls.model_fields.items():
-        value = given.get(name)
-        if not _is_location(info) or value is None:
-            continue
-        many = isinstance(value, list | tuple)
-        resolved[name] = [absolute(v) for v in value] if many else absolute(str(value))
+    for name in given:
+        info, value = cls.model_fields[name], given[name]
+        if isinstance(value, str) and typing.get_origin(_plain_type(info.annotation)) is tuple:
+            value = [value]
+        if _is_location(info) and isinstance(value, str):
+            value = absolute(value)
+        elif _is_location(info) and isinstance(value, list | tuple):
+            value = [absolute(v) if isinstance(v, str) else v for v in value]
+        resolved[name] = value
     return resolved
 
 
@@ -166,14 +173,17 @@ def _nearest(given: str, valid: typing.Iterable[str]) -> str:
     return f"{meant}; valid are: {', '.join(names)}"
 
 
-def _explain(cls: type[Frozen], error: ValidationError) -> str:
+def _explain(error: ValidationError, origins: dict[str, str]) -> str:
+    """Every problem with where its value came from: a flag, $MEDRAY_..., or a key of the YAML."""
     lines = []
     for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"]) or cls.__name__
-        flag = "--" + name.replace("_", "-") if problem["loc"] else name
-        given = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
         message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{flag}: {message}{given if problem['loc'] else ''}")
+        if problem["loc"]:
+            first, *inner = (str(part) for part in problem["loc"])
+            origin = origins.get(first, "--" + first.replace("_", "-"))
+            given = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+            message = f"{'.'.join([origin, *inner])}: {message}{given}"
+        lines.append(message)
     return "\n".join(lines)
 
 
@@ -208,9 +218,17 @@ def _parser(cls: type[Frozen], prog: str, description: str) -> argparse.Argument
     return parser
 
 
+def _extra(info: FieldInfo) -> dict[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+def _flag(name: str, info: FieldInfo) -> str:
+    return str(_extra(info).get("flag", "--" + name.replace("_", "-")))
+
+
 def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    names = [str(extra.get("flag", "--" + name.replace("_", "-")))]
+    extra = _extra(info)
+    names = [_flag(name, info)]
     if "short" in extra:
         names.insert(0, str(extra["short"]))
     kind = _plain_type(info.annotation)

@@ -41,7 +41,8 @@ class RunJob(JobConfig):
     def _one_way_in(self) -> RunJob:
         ways = [n for n in ("resume", "init_from", "overwrite") if getattr(self, n)]
         if "resume" in ways and len(ways) > 1:
-            raise ValueError(f"--resume restores everything: it does not go with --{ways[-1]}")
+            other = ways[-1].replace("_", "-")
+            raise ValueError(f"--resume restores everything: it does not go with --{other}")
         return self
 
 

@@ -176,7 +176,13 @@ class FolderLease:
     def __init__(self, store: Store) -> None:
         self.store, self.epoch = store, 0
         self._owner, self._writer = "", None  # type: str, int | None
-        make_folder(store.path(FOLDER))
+        try:
+            make_folder(store.path(FOLDER))
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make the run folder {store.url}: {error.strerror}",
+                hint="give another --run-dir, or the right to write there",
+            ) from error
         self._files: dict[str, int] = {}
         _open.add(self)
         if not FolderLease._fork_hook:
