@@ -127,9 +127,7 @@ class DeepSpeedEngine:
             self._throw_away_step(lr)
         else:
             self._allocate()
-            coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
-            restart = module.register_forward_pre_hook(lambda *_: coordinator.reset_step())
-            self._hooks.append(restart)
+            self._hooks.append(module.register_forward_pre_hook(self._gather_weights))
 
     def _noting(self, index: int) -> Any:
         def note(grad: torch.Tensor) -> None:
@@ -146,6 +144,24 @@ class DeepSpeedEngine:
         self.step()
         self._set_step(0)
         self.set_lr(lr)
+
+    def _gather_weights(self, *_: Any) -> None:
+        """Stage 3, before a forward pass: the weights of all layers, whole.
+
+        DeepSpeed gathers a layer's weights when the layer is called, which misses those that the
+        network reads off a layer itself; it lets go of each layer's after its call.
+        """
+        self._engine.optimizer.parameter_offload.get_param_coordinator().reset_step()
+        parted = [p for p in self._named.values() if p.numel() == 0]
+        if parted:
+            vars(parted[0])["all_gather"](param_list=parted)
+
+    def _part_weights(self) -> None:
+        """Stage 3, before a step: lets go of weights that no layer's call has used or let go of."""
+        used = [(p, vars(p)["ds_active_sub_modules"]) for p in self._named.values()]
+        whole = [parameter for parameter, layers in used if parameter.numel() > 0 and not layers]
+        if whole:
+            vars(whole[0])["partition"](param_list=whole)
 
     def _allocate(self) -> None:
         """Adam's state before the first step of stage 3, where gradients need a forward pass."""
@@ -175,6 +191,8 @@ class DeepSpeedEngine:
         """Takes one Adam step (collective)."""
         self._first_bad.record(self._norms)
         self._norms = [torch.zeros_like(norm) for norm in self._norms]
+        if self._stage == 3:
+            self._part_weights()
         self._engine.step()
 
     def set_lr(self, lr: float) -> None:
