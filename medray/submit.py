@@ -28,7 +28,7 @@ from medray.job import EXIT_LINE
 PACKAGE_LIMIT_MIB = 100
 # Ray's own chatter around the program's lines; its log files keep it.
 CHATTER = re.compile(
-    r"^\S+ \S+\s+(INFO|SUCC|WARNING) (packaging|working_dir|dashboard_sdk|cli|sdk|job_manager)\.py"
+    r"^\S+ \S+\s+(INFO|SUCC|WARNING|ERR) (packaging|working_dir|dashboard_sdk|cli|sdk|job_manager)\.py"
 )
 BACKEND = re.compile(r"^(\S*\(\w+( pid=\d+[^)]*)?\)\S* )?\[[-\d]+ [\d:,]+ [IWE] \d+ \d+\]")
 PREFIX = re.compile(r"^\(RayTrainWorker pid=\d+[^)]*\) ")

@@ -100,7 +100,7 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Returns when `condition` holds; AssertionError when it does not within the time."""
     until_s = time.monotonic() + timeout_s
     while not condition():

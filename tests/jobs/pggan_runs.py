@@ -6,6 +6,7 @@ or a patch (`PATCHES`, what a negative control takes away). `results` is what a 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -72,7 +73,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
 
 
-def results(folder: Path) -> dict[str, Any]:
+def results(folder: Path, total_images: int = TOTAL_IMAGES) -> dict[str, Any]:
     """What must not depend on kills: every checkpoint, the model, the pictures and the rows.
 
     A manifest tells the number of its start, which is left out.
@@ -82,7 +83,7 @@ def results(folder: Path) -> dict[str, Any]:
     for name in found:
         if name.endswith("manifest.json"):
             found[name] = {**json.loads((folder / name).read_text()), "epoch": 0}
-    assert f"checkpoints/{TOTAL_IMAGES:010d}/state.safetensors" in found, sorted(found)
+    assert f"checkpoints/{total_images:010d}/state.safetensors" in found, sorted(found)
     assert {"model/generator.safetensors", "growth.png", "DONE"} <= set(found)
     return {**found, "metrics": metrics(folder)}
 
@@ -96,6 +97,18 @@ def sound_checkpoints(folder: Path) -> list[int]:
     for images in checkpoints.complete():
         checkpoints.load(checkpoints.at(images), as_numpy=True)
     return checkpoints.complete()
+
+
+def holders(folder: Path, lock: str) -> set[int]:
+    """The processes that keep a file of the run folder's lease open."""
+    wanted = str(folder / ".lease" / lock)
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        # A process may end, or close a file, while one looks.
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == wanted:
+                found.add(int(link.parts[2]))
+    return found
 
 
 # --- runs as forks ----------------------------------------------------------------------------

@@ -1,0 +1,220 @@
+"""The PGGAN job on Ray, two workers: killed, stopped, hung, or on a cluster that is too small."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.kill import frozen, kill_group, wait_for
+from tests.jobs import pggan_runs
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+# Long enough to be met alive: some seconds of steps.
+TOTAL_IMAGES, SAVE_IMAGES = 960, 96
+FLAGS = (
+    *("--backend", "ray", "--workers", "2", "--total-images", f"{TOTAL_IMAGES}"),
+    *("--checkpoint-images", f"{SAVE_IMAGES}", "--snapshot-images", f"{TOTAL_IMAGES // 2}"),
+    *("--log-images", "48"),
+)
+
+
+# For a busy machine; an undisturbed run takes a tenth of it.
+PATIENCE_S = 300.0
+
+
+@dataclass
+class Driver:
+    """The command, running or ended, on the cluster at `address`."""
+
+    folder: Path
+    address: str
+    cache: Path
+
+    def start(self, *more: str) -> Driver:
+        """Starts it; the same line starts a run and goes on with it."""
+        command = pggan_runs.command(self.folder, *FLAGS, "--cache-dir", str(self.cache), *more)
+        environment = pggan_runs.environment(self.cache)
+        environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+        self.log = self.folder.with_suffix(".log")
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        return self
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit code."""
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Kills it if it runs."""
+        kill_group(self.process)
+
+    def run(self) -> int:
+        """Starts it and waits."""
+        return self.start().wait()
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(errors="replace")
+
+    def saved(self) -> int:
+        """Images of the newest complete checkpoint, 0 before the first."""
+        manifests = self.folder.glob("checkpoints/*/manifest.json")
+        return max((int(path.parent.name) for path in manifests), default=0)
+
+    def wait_for_images(self, images: int) -> None:
+        """Returns once a checkpoint at `images` or beyond is there; the run must still go on."""
+        wait_for(lambda: self.saved() >= images or self.process.poll() is not None, PATIENCE_S)
+        assert self.process.poll() is None, self.said()[-3000:]
+        assert self.saved() < TOTAL_IMAGES, "the run was over before it could be met"
+
+    def workers(self) -> dict[str, int]:
+        """Process ids of the rank that writes and of the other one."""
+        writer = pggan_runs.holders(self.folder, "writer.lock")
+        members = pggan_runs.holders(self.folder, "members.lock") - {self.process.pid}
+        assert len(writer) == 1 and len(members) == 2, (writer, members)
+        return {"writer": writer.pop(), "other": (members - writer).pop()}
+
+    def results(self) -> dict[str, Any]:
+        """What the run left."""
+        return pggan_runs.results(self.folder, TOTAL_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def too_small(
+    ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> Iterator[Driver]:
+    """A run that asks for more than there is; it waits while the other tests go on."""
+    folder = tmp_path_factory.mktemp("large") / "run"
+    found = Driver(folder, ray_cluster, cache).start("--cpus-per-worker", "64")
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def clean(
+    ray_cluster: str, too_small: Driver, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> dict[str, Any]:
+    """What the run leaves that nothing happened to."""
+    driver = Driver(tmp_path_factory.mktemp("clean") / "run", ray_cluster, cache)
+    assert driver.run() == 0, driver.said()[-3000:]
+    return driver.results()
+
+
+@pytest.fixture
+def driver(ray_cluster: str, cache: Path, clean: Any, tmp_path: Path) -> Iterator[Driver]:
+    found = Driver(tmp_path / "run", ray_cluster, cache)
+    yield found
+    found.stop()
+
+
+def test_a_run_whose_workers_are_killed_recovers_by_itself_with_the_same_bytes(
+    driver: Driver, clean: dict[str, Any]
+) -> None:
+    """First the rank that writes nothing, then the one that writes."""
+    driver.start()
+    driver.wait_for_images(SAVE_IMAGES)
+    before = driver.workers()
+    os.kill(before["other"], signal.SIGKILL)
+    restarted = {before["writer"]}
+    wait_for(lambda: pggan_runs.holders(driver.folder, "writer.lock") - restarted, PATIENCE_S)
+    driver.wait_for_images(driver.saved() + SAVE_IMAGES)
+    os.kill(driver.workers()["writer"], signal.SIGKILL)
+    assert driver.wait() == 0, driver.said()[-3000:]
+    assert driver.said().count("resumed at") == 2, driver.said()
+    assert driver.results() == clean
+
+
+def test_a_killed_driver_started_again_ends_with_the_same_bytes(
+    driver: Driver, clean: dict[str, Any]
+) -> None:
+    driver.start()
+    driver.wait_for_images(2 * SAVE_IMAGES)
+    os.kill(driver.process.pid, signal.SIGKILL)
+    driver.wait()
+    # At once: the old workers may still be alive, and must be out before a new start writes.
+    assert driver.run() == 0, driver.said()[-3000:]
+    assert driver.said().count("resumed at") == 1
+    assert driver.results() == clean
+
+
+def test_sigterm_of_the_driver_saves_and_the_same_command_goes_on(
+    driver: Driver, clean: dict[str, Any]
+) -> None:
+    driver.start()
+    driver.wait_for_images(SAVE_IMAGES)
+    os.kill(driver.process.pid, signal.SIGTERM)
+    assert driver.wait() == 75, driver.said()[-3000:]
+    status = json.loads((driver.folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert "SIGTERM of the driver" in driver.said() and "--resume" in driver.said()
+    assert pggan_runs.sound_checkpoints(driver.folder)[-1] == driver.saved() < TOTAL_IMAGES
+    assert driver.run() == 0, driver.said()[-3000:]
+    assert driver.results() == clean
+
+
+def test_a_cluster_that_is_too_small_ends_with_a_clear_error_within_two_minutes(
+    too_small: Driver, clean: dict[str, Any]
+) -> None:
+    assert too_small.wait(120) == 4, too_small.said()
+    said = too_small.said()
+    assert "waiting for 128 CPU, cluster has 2" in said and "fewer workers" in said
+    assert "Traceback" not in said and len(said.splitlines()) <= 15, said
+    status = json.loads((too_small.folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 4)
+
+
+# --- many times over --------------------------------------------------------------------------
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(5))
+def test_drivers_and_workers_killed_at_random_change_nothing(
+    seed: int, driver: Driver, clean: dict[str, Any]
+) -> None:
+    draw = random.Random(seed)
+    for _ in range(2):
+        driver.start()
+        time.sleep(draw.uniform(0, 25))
+        victims = [driver.process.pid, *pggan_runs.holders(driver.folder, "members.lock")]
+        victim = draw.choice(victims)
+        print(f"seed {seed}: {victim} of {victims}")
+        if driver.process.poll() is None:
+            os.kill(victim, signal.SIGKILL)
+        driver.wait()
+    assert driver.run() == 0, driver.said()[-3000:]
+    assert driver.results() == clean
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("who", ["writer", "other"])
+def test_a_hung_worker_is_replaced_and_writes_nothing_after_it_wakes(
+    who: str, driver: Driver, clean: dict[str, Any]
+) -> None:
+    driver.start()
+    driver.wait_for_images(SAVE_IMAGES)
+    old = driver.workers()[who]
+    with frozen(old):
+        begun_s = time.monotonic()
+        wait_for(lambda: driver.said().count("resumed at") == 1, 90)
+        print(f"running again after {time.monotonic() - begun_s:.0f} s")
+        assert driver.wait() == 0, driver.said()[-3000:]
+        found = driver.results()
+    time.sleep(3)
+    assert driver.results() == found == clean
