@@ -28,11 +28,14 @@ from medray.job import EXIT_LINE
 PACKAGE_LIMIT_MIB = 100
 # Ray's own chatter around the program's lines; its log files keep it.
 CHATTER = re.compile(
-    r"^\S+ \S+\s+(INFO|SUCC|WARNING|ERR) (packaging|working_dir|dashboard_sdk|cli|sdk|job_manager)\.py"
+    r"^\S+ \S+\s+(INFO|SUCC|WARNING|ERR) "
+    r"(packaging|working_dir|dashboard_sdk|cli|sdk|job_manager)\.py"
 )
 BACKEND = re.compile(r"^(\S*\(\w+( pid=\d+[^)]*)?\)\S* )?\[[-\d]+ [\d:,]+ [IWE] \d+ \d+\]")
 PREFIX = re.compile(r"^\(RayTrainWorker pid=\d+[^)]*\) ")
 CONTROL = re.compile(r"\x1b\[[0-9;]*m")
+# Before this line what Ray says is a traceback at worst; the last line of it is the reason.
+TAKEN = "submitted successfully"
 START_TIMEOUT_S = 90
 
 
@@ -58,22 +61,26 @@ def submit(name: str, argv: Sequence[str]) -> int:
 
 def _run_and_read_code(command: Sequence[str]) -> int:
     environment = {"RAY_AUTH_MODE": "token", **os.environ}
-    process = subprocess.Popen(
+    code, taken, said = None, False, ""
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert process.stdout is not None
-    code = None
-    for line in process.stdout:
-        if EXIT_LINE in line:
-            code = int(line.rpartition(EXIT_LINE)[2].split()[0])
-        elif not CHATTER.match(line) and not BACKEND.match(line):
-            sys.stderr.write(PREFIX.sub("", CONTROL.sub("", line)))
-            sys.stderr.flush()
-    if process.wait() != 0 and code is None:
-        raise ResourceError(
-            "the job ended without an exit code of its own",
-            hint="is the cluster reachable (RAY_API_SERVER_ADDRESS), and RAY_AUTH_TOKEN its token?",
-        )
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            taken = taken or TAKEN in line
+            if not taken:
+                said = CONTROL.sub("", line).strip() or said
+            elif EXIT_LINE in line:
+                code = int(line.rpartition(EXIT_LINE)[2].split()[0])
+            elif code is None and not CHATTER.match(line) and not BACKEND.match(line):
+                # After the program's last line Ray tells its end once more.
+                sys.stderr.write(PREFIX.sub("", CONTROL.sub("", line)))
+                sys.stderr.flush()
+    hint = "is the cluster reachable (RAY_API_SERVER_ADDRESS), and RAY_AUTH_TOKEN its token?"
+    if not taken:
+        raise ResourceError(f"the cluster did not take the job: {said}", hint=hint)
+    if process.returncode != 0 and code is None:
+        raise ResourceError("the job ended without an exit code of its own", hint=hint)
     return code or 0
 
 

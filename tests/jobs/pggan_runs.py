@@ -99,9 +99,15 @@ def sound_checkpoints(folder: Path) -> list[int]:
     return checkpoints.complete()
 
 
-def holders(folder: Path, lock: str) -> set[int]:
-    """The processes that keep a file of the run folder's lease open."""
-    wanted = str(folder / ".lease" / lock)
+def writer(folder: Path) -> dict[str, int]:
+    """The process that publishes into the run folder, and its number among all there were."""
+    record = json.loads((folder / ".lease" / "epoch.json").read_text())
+    return {"pid": record["writer_process"]["pid"], "number": record["writer"]}
+
+
+def members(folder: Path) -> set[int]:
+    """The processes that hold a share of the run folder's lease."""
+    wanted = str(folder / ".lease" / "members.lock")
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         # A process may end, or close a file, while one looks.

@@ -81,10 +81,10 @@ class Driver:
 
     def workers(self) -> dict[str, int]:
         """Process ids of the rank that writes and of the other one."""
-        writer = pggan_runs.holders(self.folder, "writer.lock")
-        members = pggan_runs.holders(self.folder, "members.lock") - {self.process.pid}
-        assert len(writer) == 1 and len(members) == 2, (writer, members)
-        return {"writer": writer.pop(), "other": (members - writer).pop()}
+        writer = pggan_runs.writer(self.folder)["pid"]
+        members = pggan_runs.members(self.folder) - {self.process.pid}
+        assert len(members) == 2 and writer in members, (writer, members)
+        return {"writer": writer, "other": (members - {writer}).pop()}
 
     def results(self) -> dict[str, Any]:
         """What the run left."""
@@ -130,10 +130,8 @@ def test_a_run_whose_workers_are_killed_recovers_by_itself_with_the_same_bytes(
     """First the rank that writes nothing, then the one that writes."""
     driver.start()
     driver.wait_for_images(SAVE_IMAGES)
-    before = driver.workers()
-    os.kill(before["other"], signal.SIGKILL)
-    restarted = {before["writer"]}
-    wait_for(lambda: pggan_runs.holders(driver.folder, "writer.lock") - restarted, PATIENCE_S)
+    os.kill(driver.workers()["other"], signal.SIGKILL)
+    wait_for(lambda: pggan_runs.writer(driver.folder)["number"] == 2, PATIENCE_S)
     driver.wait_for_images(driver.saved() + SAVE_IMAGES)
     os.kill(driver.workers()["writer"], signal.SIGKILL)
     assert driver.wait() == 0, driver.said()[-3000:]
@@ -192,7 +190,7 @@ def test_drivers_and_workers_killed_at_random_change_nothing(
     for _ in range(2):
         driver.start()
         time.sleep(draw.uniform(0, 25))
-        victims = [driver.process.pid, *pggan_runs.holders(driver.folder, "members.lock")]
+        victims = [driver.process.pid, *pggan_runs.members(driver.folder)]
         victim = draw.choice(victims)
         print(f"seed {seed}: {victim} of {victims}")
         if driver.process.poll() is None:

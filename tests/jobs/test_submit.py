@@ -118,29 +118,37 @@ def test_a_job_that_ends_well_comes_back_as_0_with_its_results_where_the_command
 def test_a_stopped_job_comes_back_as_75_and_the_same_command_goes_on(
     environment: dict[str, str], home: Path
 ) -> None:
-    argv = (*SMALL, "--run-dir", "stopped", "--resume", "--total-images", "6000")
+    argv = (
+        *SMALL,
+        "--run-dir",
+        "stopped",
+        "--resume",
+        "--total-images",
+        "4000",
+        "--snapshot-images",
+        "2000",
+    )
     shell = medray(environment, home, "stopped", *argv)
     folder = home / "stopped"
     wait_for((folder / "metrics.jsonl").exists, LONGEST_S)
-    os.kill(pggan_runs.holders(folder, "writer.lock").pop(), signal.SIGTERM)
+    os.kill(pggan_runs.writer(folder)["pid"], signal.SIGTERM)
     code, said = shell.ends()
     assert code == 75 and "everything is saved" in said and "--resume" in said, said
     assert pggan_runs.sound_checkpoints(folder)
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("name", "how"),
     [
-        ("--working-dir", ".", "--", "python", "jobs/pggan.py"),
+        ("package", ("--working-dir", ".", "--", "python", "jobs/pggan.py")),
         # Where Ray was started in the checkout: by its first line, no package.
-        ("--", "jobs/pggan.py"),
+        ("executable", ("--", "jobs/pggan.py")),
     ],
-    ids=["package", "executable"],
 )
 def test_plain_ray_job_submit_works(
-    how: tuple[str, ...], environment: dict[str, str], home: Path
+    name: str, how: tuple[str, ...], environment: dict[str, str], home: Path
 ) -> None:
-    folder = home / how[-1].replace("/", "-") / how[0].strip("-")
+    folder = home / name
     flags = (*SMALL[1:], "--total-images", "16", "--run-dir", str(folder))
     code, said = Shell((*RAY, *how, *flags), environment, home / "plain.log").ends()
     assert code == 0, said
