@@ -239,7 +239,8 @@ class Textbook:
         norm = self._input_gradient(real + share * (fake - real)).pow(2).sum([1, 2, 3]).sqrt()
         penalty = config.gp_weight * ((norm - 1) ** 2).mean()
         drift = config.drift * (real_N**2).mean()
-        return fake_N.mean() - real_N.mean() + penalty + drift
+        loss: Tensor = fake_N.mean() - real_N.mean() + penalty + drift
+        return loss
 
     def _input_gradient(self, images: Tensor) -> Tensor:
         images = images.detach().requires_grad_(True)
