@@ -69,7 +69,7 @@ def make(config: PgganJob, budget_s: float = RATES_BUDGET_S) -> Plan:
     """Rehearses the steps, measures what is to be measured (at most about `budget_s` of steps)."""
     config, note = _settled(config)
     size_px, bits = _data_form(config)
-    found = rehearsal.costs(config, config.workers, size_px)
+    found = rehearsal.rehearse(config, config.workers, size_px)
     on_cpu = config.gpus_per_worker == 0
     images = dict(rehearsal.moments(config))
     moments = [
@@ -79,18 +79,18 @@ def make(config: PgganJob, budget_s: float = RATES_BUDGET_S) -> Plan:
             "count": c.images,
             "flops": 2 * (c.with_penalty.flops + c.plain.flops),
         }
-        for c in found
+        for c in found.costs
     ]
     probed = _pggan_probe.measure(config, moments if on_cpu and budget_s > 0 else [], budget_s)
     memory = estimate.memory(
         config,
+        found,
         base_bytes=probed["base_bytes"],
         workers=config.workers,
         size_px=size_px,
         bits=bits,
-        found=found,
     )
-    return Plan(note, found, memory, probed["seconds"])
+    return Plan(note, found.costs, memory, probed["seconds"])
 
 
 def _settled(config: PgganJob) -> tuple[PgganJob, str]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from medray.train import malloc_replay, rehearsal
 from medray.train.pggan_config import PgganConfig
-from medray.train.rehearsal import Costs
+from medray.train.rehearsal import Costs, Rehearsed
 from medray.train.schedule import Stretch
 
 FLOAT_BYTES = 4
@@ -75,46 +75,46 @@ class Memory:
 
 def memory(
     config: PgganConfig,
+    found: Rehearsed,
     *,
     base_bytes: int,
     workers: int = 1,
     size_px: int | None = None,
     bits: int = 8,
-    found: list[Costs] | None = None,
 ) -> Memory:
     """Peak memory of one of `workers` ranks; `base_bytes` is what it takes with a tiny network.
 
-    `size_px` and `bits` are those of the data set; `found` are `rehearsal.costs`, where known.
+    `size_px` and `bits` are those of the data set; `found` is `rehearsal.rehearse` of the same.
     """
-    size_px = size_px or config.final_px
-    found = found or rehearsal.costs(config, workers, size_px)
-    states = {c.px: engine_bytes(config, counts(config, c.px), workers) for c in found}
-    heaviest = max(found, key=lambda c: c.with_penalty.peak_bytes + sum(states[c.px].values()))
-    images = dict(rehearsal.moments(config))[heaviest.px]
-    with rehearsal.on_stage(config, workers, size_px) as stage:
-        steps = [stage.step(images, penalty=due) for due in (True, False, True)]
-        events = list(stage.trace.events)
-    peak = max(steps, key=lambda step: step.peak_bytes)
-    number = counts(config, heaviest.px)
-    here = number["generator"] + number["discriminator"]
+    tensors = {c.px: _tensor_bytes(config, c, workers) for c in found.costs}
+    heaviest = max(found.costs, key=lambda c: sum(tensors[c.px].values()))
+    most = max(c.with_penalty.peak_bytes for c in found.costs)
+    return Memory(
+        px=heaviest.px,
+        phase=heaviest.with_penalty.phase,
+        base=base_bytes,
+        **tensors[heaviest.px],
+        allocator=_allocator_bytes(found.events, most),
+        batches=_batch_bytes(config, workers, size_px or config.final_px, bits),
+        score=score_bytes(config),
+    )
+
+
+def _tensor_bytes(config: PgganConfig, costs: Costs, workers: int) -> dict[str, int]:
+    """The tensors at the peak of a step, in parts, with the configured engine's state."""
+    number = counts(config, costs.px)
     weights = FLOAT_BYTES * (number["generator_whole"] + number["discriminator_whole"])
     average = FLOAT_BYTES * number["generator_whole"]
     # The rehearsal's engines are torch's: one flat gradient and two moments a parameter.
-    activations = peak.peak_bytes - weights - average - 3 * FLOAT_BYTES * here
-    state = states[heaviest.px]
-    return Memory(
-        px=heaviest.px,
-        phase=peak.phase,
-        base=base_bytes,
-        weights=weights + state["weights"],
-        average=average,
-        gradients=state["gradients"],
-        optimiser=state["optimiser"],
-        activations=activations,
-        allocator=_allocator_bytes(events, max(step.peak_bytes for step in steps)),
-        batches=_batch_bytes(config, workers, size_px, bits),
-        score=score_bytes(config),
-    )
+    rehearsed = 3 * FLOAT_BYTES * (number["generator"] + number["discriminator"])
+    state = engine_bytes(config, number, workers)
+    return {
+        "weights": weights + state["weights"],
+        "average": average,
+        "gradients": state["gradients"],
+        "optimiser": state["optimiser"],
+        "activations": costs.with_penalty.peak_bytes - weights - average - rehearsed,
+    }
 
 
 def _allocator_bytes(events: list[malloc_replay.Event], live_bytes: int) -> int:

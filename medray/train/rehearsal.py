@@ -136,7 +136,8 @@ class Rehearsal(Pggan):
         return float(self.config.loss == "r1" and self.penalty_due)
 
     def _loss_d(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        self.trace.phase = "D with its penalty" if self.penalty_due else "D"
+        penalised = self.penalty_due or self.config.loss == "wgan-gp"
+        self.trace.phase = "D with its penalty" if penalised else "D"
         return super()._loss_d(inputs)
 
     def _loss_g(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,15 +232,28 @@ def reached(config: PgganConfig) -> list[Stretch]:
     ]
 
 
-def costs(config: PgganConfig, workers: int = 1, size_px: int | None = None) -> list[Costs]:
-    """What a step takes at each resolution that the run reaches."""
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a step takes at each resolution that the run reaches, and all allocations in order."""
+
+    costs: list[Costs]
+    events: list[malloc_replay.Event]
+
+
+def rehearse(config: PgganConfig, workers: int = 1, size_px: int | None = None) -> Rehearsed:
+    """Grows through the resolutions on one of `workers` ranks; Adam's state is there at the peaks.
+
+    `config` has its precision resolved; `size_px` is the data set's, else the final resolution.
+    """
     found = []
     with on_stage(config, workers, size_px) as stage:
         for px, images in moments(config):
-            with_penalty = stage.step(images, penalty=True)
+            stage.step(images, penalty=True)
             plain = stage.step(images, penalty=False)
+            with_penalty = stage.step(images, penalty=True)
             found.append(Costs(px, config.batch_at(px) // workers, with_penalty, plain))
-    return found
+        events = list(stage.trace.events)
+    return Rehearsed(found, events)
 
 
 def parameters(config: PgganConfig, px: int) -> dict[str, int]:

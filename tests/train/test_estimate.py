@@ -39,6 +39,10 @@ def small(**changes: object) -> PgganConfig:
     return PgganConfig.model_validate(values | changes)
 
 
+def memory_of(config: PgganConfig, base_bytes: int = 0) -> estimate.Memory:
+    return estimate.memory(config, rehearsal.rehearse(config), base_bytes=base_bytes)
+
+
 def fresh(config: PgganConfig) -> Pggan:
     return Pggan(config, Context(0, 1, 0, torch.device("cpu"), threads_per_rank=1))
 
@@ -119,7 +123,7 @@ def test_parameters_are_those_of_the_networks() -> None:
 
 def test_the_parts_of_the_memory_add_up_and_grow_with_the_batch() -> None:
     base = 300 << 20
-    memories = {n: estimate.memory(small(batch=n), base_bytes=base) for n in (8, 32)}
+    memories = {n: memory_of(small(batch=n), base) for n in (8, 32)}
     for memory in memories.values():
         parts = ("weights", "average", "gradients", "optimiser", "activations")
         tensors = sum(getattr(memory, part) for part in parts)
@@ -134,7 +138,7 @@ def test_the_parts_of_the_memory_add_up_and_grow_with_the_batch() -> None:
 
 def test_the_heaviest_resolution_need_not_be_the_last() -> None:
     config = small(batch_by_px={8: 256, 16: 4}, batch=256)
-    assert estimate.memory(config, base_bytes=0).px == 8
+    assert memory_of(config).px == 8
 
 
 def test_zero_divides_the_optimiser_among_the_ranks() -> None:
