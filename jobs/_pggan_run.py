@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # How a run is carried out: a resumed run may change these.
 CHANGEABLE = frozenset(
     "workers backend engine zero_stage gpus_per_worker cpus_per_worker loader_threads cache_dir "
-    "max_failures keep_last keep_best on_error threads_per_worker".split()
+    "max_failures keep_last keep_best on_error threads_per_worker log_images snapshot_images "
+    "checkpoint_images".split()
 )
 # Rows, pictures and checkpoints of a run whose cadence nobody named.
 ROWS, PICTURES = 100, 10
@@ -150,7 +151,7 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     with stream_of(config, sources, context.rank, context.world) as batches, run:
         pictures = GanSnapshots(algorithm, run, latent_dims=config.latent_dims, seed=config.seed)
         if context.rank == 0:
-            pictures.show_reals(reals(config, sources, 256))
+            pictures.show_reals(reals(config, sources, 512))
         cadence = Cadence(
             config.total_images,
             config.log_images or config.batch,

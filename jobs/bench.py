@@ -142,9 +142,7 @@ def cases(config: BenchJob) -> Iterator[Case]:
 def run(config: BenchJob) -> None:
     """Measures, prints the table, writes the rows."""
     cores, cpu = len(os.sched_getaffinity(0)), platform.processor() or platform.machine()
-    print(
-        f"{cpu}, {cores} cores, AMX {has_amx()}, warm page cache"
-    )
+    print(f"{cpu}, {cores} cores, AMX {has_amx()}, warm page cache")
     print(f"{'row':18s} {'ratio':>7s} {'95% interval':>15s} {'target':>7s}  met  against")
     rows: list[dict[str, Any]] = []
     for case in cases(config):

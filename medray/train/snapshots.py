@@ -21,6 +21,7 @@ GRID_COLUMNS = 8
 GRID_IMAGES = 32
 SCORED_IMAGES = 256
 CELL_PX = 64
+SMALLEST_SCORED_PX = 16
 
 
 class Pictured(Protocol):
@@ -39,8 +40,16 @@ class GanSnapshots:
         self.z_NL = torch.from_numpy(drawn)
 
     def show_reals(self, reals_NCHW: Array) -> None:
-        """Takes the real images (uint8 at the final resolution) to score against; `reals.png`."""
-        self.reals_NCHW = reals_NCHW
+        """Takes the real images (uint8 at the final resolution) to score against; `reals.png`.
+
+        Half of them is what the model is scored against; the other half against that is the floor,
+        what no generator can be expected to go below.
+        """
+        half = min(SCORED_IMAGES, len(reals_NCHW) // 2)
+        self.reals_NCHW, others_NCHW = reals_NCHW[:half], reals_NCHW[half : 2 * half]
+        self.floor = {}
+        if reals_NCHW.shape[-1] >= SMALLEST_SCORED_PX and half:
+            self.floor = self._distances("floor", others_NCHW)
         self.run.write_picture("reals.png", self._grid(reals_NCHW[:GRID_IMAGES]))
 
     def _grid(self, images_NCHW: Array) -> bytes:
@@ -52,18 +61,23 @@ class GanSnapshots:
         fakes_NCHW = self.model.sample(self.z_NL[:GRID_IMAGES], images).numpy()
         self.run.write_picture(f"fakes-{images:08d}.png", self._grid(fakes_NCHW))
         self._progress()
-        if fakes_NCHW.shape[-1] != self.reals_NCHW.shape[-1] or fakes_NCHW.shape[-1] < 16:
+        if fakes_NCHW.shape[-1] != self.reals_NCHW.shape[-1] or not self.floor:
             return {}
         # The distance is biased by the number of images: as many of each.
         z_NL = self.z_NL[: len(self.reals_NCHW)]
         return self._score(self.model.sample(z_NL, images).numpy())
 
     def _score(self, fakes_NCHW: Array) -> dict[str, float]:
-        count = min(len(self.reals_NCHW), len(fakes_NCHW))
-        real_NHW, fake_NHW = (x[:count].mean(1) for x in (self.reals_NCHW, fakes_NCHW))
-        by_level = metrics.sliced_wasserstein(real_NHW, fake_NHW, self.seed)
-        figures = {f"swd_{px}px": float(value) for px, value in by_level.items()}
-        return {**figures, "score": float(np.mean(list(by_level.values())))}
+        figures = self._distances("swd", fakes_NCHW)
+        octave = metrics.top_octave_ratio(self.reals_NCHW.mean(1), fakes_NCHW.mean(1))
+        score = float(np.mean(list(figures.values())))
+        return {**figures, **self.floor, "top_octave_ratio": octave, "score": score}
+
+    def _distances(self, name: str, images_NCHW: Array) -> dict[str, float]:
+        """Sliced Wasserstein distance x 1000 to the real images, per level of the pyramid."""
+        real_NHW, other_NHW = self.reals_NCHW.mean(1), images_NCHW.mean(1)
+        by_level = metrics.sliced_wasserstein(real_NHW, other_NHW, self.seed)
+        return {f"{name}_{px}px": float(value) for px, value in by_level.items()}
 
     def _progress(self) -> None:
         if rows := self.rows():
