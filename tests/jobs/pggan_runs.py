@@ -142,7 +142,9 @@ class Nursery:
         assert self._process.stdin is not None
         task = {"argv": arguments(folder, *more), "fault": fault, "patch": patch}
         print(json.dumps({**task, "log": str(self.log)}), file=self._process.stdin, flush=True)
-        return int(self._answer())
+        pid = int(self._answer())
+        assert pid > 1, f"the nursery must answer with a process id, got {pid}"
+        return pid
 
     def wait(self) -> int:
         """The exit code of the run, minus the signal that ended it."""
@@ -157,7 +159,9 @@ class Nursery:
         """Runs, kills after `delay_s` seconds; whether the kill met it alive."""
         pid = self.start(folder, *more, **named)
         time.sleep(delay_s)
-        os.kill(pid, signal.SIGKILL)
+        # A run that has ended by itself is gone: its answer is still to be read.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
     def _answer(self) -> str:
