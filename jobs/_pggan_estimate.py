@@ -234,7 +234,9 @@ def _parameter_lines(config: PgganJob, plan: Plan) -> list[str]:
 
 def _memory_lines(config: PgganJob, memory: Memory) -> list[str]:
     values = asdict(memory)
-    lines = [f"{_size(values[name]):>9}  {what}" for name, what in PARTS.items()]
+    # malloc does not hold the tensors of a GPU.
+    shown = {n: what for n, what in PARTS.items() if n != "allocator" or not config.gpus_per_worker}
+    lines = [f"{_size(values[name]):>9}  {what}" for name, what in shown.items()]
     when = f"at {memory.px} px, phase {memory.phase}"
     if config.gpus_per_worker > 0:
         on_gpu = f"{_size(memory.tensors):>9}  on the GPU, {when}; its context comes on top"

@@ -55,7 +55,8 @@ def measure(config: PgganJob, moments: list[dict[str, Any]], budget_s: float) ->
     )
     if done.returncode:
         raise RuntimeError(f"the probe of a worker ended with code {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout)
+    # DeepSpeed prints as it is imported: the figures are the last line.
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     found["seconds"] = {int(px): pair for px, pair in found["seconds"].items()}
     return found
 
