@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -128,9 +128,12 @@ def peak_memory_gib(device: torch.device) -> float:
     """Peak memory of this process (on a GPU: of its tensors) in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    # Not getrusage: on Linux its figure begins at the peak of the process that started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def due(images: int, batch_images: int, every: int) -> bool:
