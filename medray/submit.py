@@ -138,6 +138,8 @@ def local_ray() -> Iterator[tuple[str, str]]:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             _wait_for(port["dashboard"], process)
+            # The node's agent comes up after its node, which jobs need too.
+            _wait_for(port["agent"], process)
             yield f"http://127.0.0.1:{port['dashboard']}", token
         finally:
             _stop(process)

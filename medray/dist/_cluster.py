@@ -79,7 +79,7 @@ def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: floa
     if not can_grow and _lacks(bundles):
         raise ResourceError(_shortage(bundles), hint="ask for fewer workers or a larger cluster")
     group = placement_group(bundles, strategy="PACK")
-    deadline = time.monotonic() + timeout_s
+    deadline, notice = time.monotonic() + timeout_s, time.monotonic() + NOTICE_S
     try:
         while not group.wait(max(0.1, min(NOTICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
@@ -87,7 +87,11 @@ def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: floa
                     f"{_shortage(bundles)}; gave up after {timeout_s:.0f} s",
                     hint="ask for fewer workers, or free or enlarge the cluster",
                 )
-            log.event("waiting", _shortage(bundles))
+            if time.monotonic() >= notice:
+                log.event("waiting", _shortage(bundles))
+                notice += NOTICE_S
+            # A wait can end early where the cluster, as it is, can never hold them.
+            time.sleep(0.1)
     finally:
         remove_placement_group(group)
 

@@ -266,6 +266,8 @@ def ray_environment(timeout_s: float) -> dict[str, str]:
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_S),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(int(timeout_s)),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # What is waited for is told by `wait_for`, in plain text.
+        "RAY_SCHEDULER_EVENTS": "0",
         # A cluster started here is this machine alone, which nobody takes away by notice.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if "RAY_ADDRESS" in os.environ else "0",
     }
