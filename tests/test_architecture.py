@@ -20,7 +20,7 @@ ONE = {"shards", "rundir", "checkpoints", "images", "metrics", "models", "phanto
 MAY_IMPORT = {
     **{name: BASE for name in BASE},
     **{name: BASE | ONE for name in ONE},
-    "kernels": {"rng"},
+    "kernels": {"errors", "rng"},
     "dist": BASE | ONE,
     "pack": BASE | ONE,
     "stream": BASE | ONE,
