@@ -1,0 +1,1 @@
+"""Stage 4: weights -> images and features."""
