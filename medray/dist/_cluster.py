@@ -77,18 +77,18 @@ def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: floa
     from ray.util import placement_group, remove_placement_group
 
     if not can_grow and _lacks(bundles):
-        raise ResourceError(_shortage(bundles), hint="ask for fewer workers or a larger cluster")
+        raise ResourceError(shortage(bundles), hint="ask for fewer workers or a larger cluster")
     group = placement_group(bundles, strategy="PACK")
     deadline, notice = time.monotonic() + timeout_s, time.monotonic() + NOTICE_S
     try:
         while not group.wait(max(0.1, min(NOTICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 raise ResourceError(
-                    f"{_shortage(bundles)}; gave up after {timeout_s:.0f} s",
+                    f"{shortage(bundles)}; gave up after {timeout_s:.0f} s",
                     hint="ask for fewer workers, or free or enlarge the cluster",
                 )
             if time.monotonic() >= notice:
-                log.event("waiting", _shortage(bundles))
+                log.event("waiting", shortage(bundles))
                 notice += NOTICE_S
             # A wait can end early where the cluster, as it is, can never hold them.
             time.sleep(0.1)
@@ -108,7 +108,7 @@ def _needs(bundles: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(bundle.get(name, 0) for bundle in bundles) for name in names}
 
 
-def _shortage(bundles: list[dict[str, float]]) -> str:
+def shortage(bundles: list[dict[str, float]]) -> str:
     """In words: waiting for 8 CPU, cluster has 2 (1 free)."""
     import ray
 
