@@ -20,6 +20,8 @@ FLOAT_BYTES = 4
 # Prefetched batches, the one that is trained on and the one that is being filled.
 BATCHES_HELD = 6
 SCORED_IMAGES = 256
+# Pixels that the scores of images take at once.
+SCORE_PIXELS = 2**22
 # Pictures of a grid: 8 columns by 4 rows, cells of at least 64 px.
 GRID_CELLS, CELL_PX = 32, 64
 ROW_BYTES = 400
@@ -156,16 +158,18 @@ def _batch_bytes(config: PgganConfig, workers: int, size_px: int, bits: int) -> 
 
 
 def score_bytes(config: PgganConfig) -> int:
-    """Arrays of the sliced Wasserstein distance over 256 real and 256 made images (no tensors).
+    """Arrays of the scores of 256 made images: held pictures, patches, and work (no tensors).
 
-    Either the pyramids, 4.4 times one set as float64, or two such sets and the patches of every
-    level: 35 MiB for the first and 14 for each more. Both were read off `tracemalloc`.
+    Held: twice as many real ones (the other half is the floor) and the made ones, as uint8. Patches
+    of both sets, 12.25 MiB a level of the pyramid; the work is either their normalisation or the
+    pyramid of 4 million pixels, 5.8 times these (read off `tracemalloc`).
     """
     if config.final_px < 16:
         return 0
-    images = SCORED_IMAGES * config.final_px**2 * 8
+    pixels = SCORED_IMAGES * config.final_px**2
     levels = config.final_px.bit_length() - 4
-    return max(int(4.4 * images), 2 * images + (35 + 14 * (levels - 1) << 20))
+    work = max(18.4 * 2**20, 5.8 * FLOAT_BYTES * min(pixels, SCORE_PIXELS))
+    return int(3 * config.channels * pixels + 12.25 * 2**20 * levels + work)
 
 
 # --- traffic, disk, operations ----------------------------------------------------------------

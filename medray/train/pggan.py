@@ -252,11 +252,11 @@ class Pggan:
     def sample(self, z_NL: Tensor, images: int) -> Tensor:
         """Pictures of the averaged generator after `images` images: uint8 (N, C, px, px)."""
         growth = self.config.growth_at(images)
-        parts = [
-            self._generate(self.average, z.to(self.context.device), growth)
-            for z in torch.split(z_NL, SAMPLE_BATCH)
-        ]
-        return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+        parts = []
+        for z in torch.split(z_NL, SAMPLE_BATCH):
+            made = self._generate(self.average, z.to(self.context.device), growth)
+            parts.append(((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(parts)
 
 
 def _whole(network: Network, engine: Engine) -> dict[str, Tensor]:

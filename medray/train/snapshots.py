@@ -69,14 +69,13 @@ class GanSnapshots:
 
     def _score(self, fakes_NCHW: Array) -> dict[str, float]:
         figures = self._distances("swd", fakes_NCHW)
-        octave = metrics.top_octave_ratio(self.reals_NCHW.mean(1), fakes_NCHW.mean(1))
+        octave = metrics.top_octave_ratio(self.reals_NCHW, fakes_NCHW)
         score = float(np.mean(list(figures.values())))
         return {**figures, **self.floor, "top_octave_ratio": octave, "score": score}
 
     def _distances(self, name: str, images_NCHW: Array) -> dict[str, float]:
         """Sliced Wasserstein distance x 1000 to the real images, per level of the pyramid."""
-        real_NHW, other_NHW = self.reals_NCHW.mean(1), images_NCHW.mean(1)
-        by_level = metrics.sliced_wasserstein(real_NHW, other_NHW, self.seed)
+        by_level = metrics.sliced_wasserstein(self.reals_NCHW, images_NCHW, self.seed)
         return {f"{name}_{px}px": float(value) for px, value in by_level.items()}
 
     def _progress(self) -> None:

@@ -196,18 +196,25 @@ def test_a_replay_of_allocations_finds_the_hole() -> None:
     assert malloc_replay.peak_bytes(holed) > 95 * mib
 
 
-def test_a_score_takes_what_its_arrays_take() -> None:
+@pytest.mark.parametrize("px", [16, 64, 256])
+def test_a_score_takes_what_its_arrays_take(px: int) -> None:
     import tracemalloc
 
     from medray import metrics
 
     generator = np.random.default_rng(0)
-    first, second = (generator.integers(0, 256, (256, 1, 16, 16)).astype(np.uint8) for _ in "ab")
     tracemalloc.start()
-    metrics.sliced_wasserstein(first.mean(1), second.mean(1), 0)
+    # As the snapshots hold them: twice as many real images, and the made ones.
+    real = generator.integers(0, 256, (512, 1, px, px), np.uint8)[:256]
+    made = generator.integers(0, 256, (256, 1, px, px), np.uint8)
+    metrics.sliced_wasserstein(real, made, 0)
+    metrics.top_octave_ratio(real, made)
     measured = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert estimate.score_bytes(small(final_px=16)) == pytest.approx(measured, rel=0.2)
+    assert estimate.score_bytes(small(final_px=px)) == pytest.approx(measured, rel=0.2)
+
+
+def test_nothing_is_scored_below_16_px() -> None:
     assert estimate.score_bytes(small(final_px=8)) == 0
 
 

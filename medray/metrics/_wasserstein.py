@@ -1,8 +1,6 @@
-"""Scores of generated images: sliced Wasserstein distance per pyramid level, spectral power.
+"""Sliced Wasserstein distance of two sets of images, per level of a Laplacian pyramid.
 
-Arrays in, numbers out; both functions compare sets of grey images of one square size and one scale.
-
-Shape letters: N images, H and W pixels, M patches, D values of a patch, K directions, R radii.
+Shape letters: N images, C channels, H and W pixels, M patches, D values of a patch, K directions.
 """
 
 import numpy as np
@@ -10,9 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medray import rng
-
-Images = NDArray[np.generic]
-Floats = NDArray[np.float32]
+from medray.metrics._checks import Floats, Images, check_pair, grey_parts
 
 # Karras et al. 2018: 128 patches of 7 x 7 an image and level, 512 directions, figures times 1000.
 PATCH_PX = 7
@@ -21,14 +17,14 @@ REPEATS, DIRECTIONS_PER_REPEAT = 4, 128
 COARSEST_PX = 16
 SCALE = 1000.0
 
-# Images filtered at once; their pyramid stays small beside the patches.
-_IMAGES_AT_ONCE = 256
 # A divisor of the directions; a million patches make 64 MB of projections.
 _DIRECTIONS_AT_ONCE = 16
+# Patches normalised at once: 25 MB in float64.
+_PATCHES_AT_ONCE = 2**16
 _BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 
-def sliced_wasserstein(real_NHW: Images, fake_NHW: Images, seed: int = 0) -> dict[int, float]:
+def sliced_wasserstein(real: Images, fake: Images, seed: int = 0) -> dict[int, float]:
     """Distance per level {px: figure}, finest first, 0 for equal sets, smaller is better.
 
     The figures of Karras et al. ("Progressive Growing of GANs", ICLR 2018): at each level of a
@@ -37,24 +33,25 @@ def sliced_wasserstein(real_NHW: Images, fake_NHW: Images, seed: int = 0) -> dic
     sorting; the mean distance times 1000. Patch places and directions are functions of the seed and
     the same for both sets. A figure depends on the number of images: compare at one number only.
 
-    ValueError unless both sets have the same shape (N, px, px) with px = 16, 32, 64 ... and finite
-    values.
+    Beyond the two sets it takes 25 kB an image and level, whatever the images' size.
+
+    ValueError unless both sets have the same shape (N, px, px), or (N, C, px, px) for the mean of
+    the channels, with px = 16, 32, 64 ... and finite values.
     """
-    _check(real_NHW, fake_NHW)
-    levels_px = _levels_px(real_NHW.shape[1])
-    real, fake = (descriptors(images, levels_px, seed) for images in (real_NHW, fake_NHW))
-    return {
-        level_px: SCALE
-        * sliced_distance(normalised(real[level_px]), normalised(fake[level_px]), seed)
-        for level_px in levels_px
-    }
+    check_pair(real, fake)
+    levels_px = _levels_px(real.shape[-1])
+    reals, fakes = (descriptors(images, levels_px, seed) for images in (real, fake))
+    scores = {}
+    for level_px in levels_px:
+        first_MD, second_MD = (normalised(found.pop(level_px)) for found in (reals, fakes))
+        scores[level_px] = SCALE * sliced_distance(first_MD, second_MD, seed)
+    return scores
 
 
-def descriptors(images_NHW: Images, levels_px: list[int], seed: int) -> dict[int, Floats]:
+def descriptors(images: Images, levels_px: list[int], seed: int) -> dict[int, Floats]:
     """Patches (N * 128, 49) of each level of the Laplacian pyramid, at random places."""
     chunks: dict[int, list[Floats]] = {level_px: [] for level_px in levels_px}
-    for first in range(0, len(images_NHW), _IMAGES_AT_ONCE):
-        part_NHW = images_NHW[first : first + _IMAGES_AT_ONCE].astype(np.float32)
+    for first, part_NHW in grey_parts(images, np.float32):
         numbers_N = np.arange(first, first + len(part_NHW))
         for level_NHW in laplacian_pyramid(part_NHW, len(levels_px)):
             chunks[level_NHW.shape[1]].append(_patches(level_NHW, numbers_N, seed))
@@ -105,8 +102,11 @@ def _patches(level_NHW: Floats, numbers_N: NDArray[np.int64], seed: int) -> Floa
 def normalised(patches_MD: Floats) -> Floats:
     """Patches less their common mean, over their common deviation (kept at 0 if all are equal)."""
     mean, deviation = patches_MD.mean(dtype=np.float64), patches_MD.std(dtype=np.float64)
-    scaled_MD: Floats = (patches_MD - mean) / (deviation if deviation > 0 else 1.0)
-    return scaled_MD.astype(np.float32, copy=False)
+    scaled_MD = np.empty(patches_MD.shape, np.float32)
+    for first in range(0, len(patches_MD), _PATCHES_AT_ONCE):
+        rows = slice(first, first + _PATCHES_AT_ONCE)
+        scaled_MD[rows] = (patches_MD[rows] - mean) / (deviation if deviation > 0 else 1.0)
+    return scaled_MD
 
 
 def sliced_distance(first_MD: Floats, second_MD: Floats, seed: int = 0) -> float:
@@ -138,51 +138,6 @@ def _distance_along(first_MD: Floats, second_MD: Floats, directions_DK: Floats) 
     return float(np.mean(totals))
 
 
-def spectral_power(images_NHW: Images) -> NDArray[np.float64]:
-    """Mean power per spatial frequency, (px // 2 + 1,): radius 0 to px / 2 cycles a picture.
-
-    Each image loses its mean and is faded out to its borders (Hann), so that a border is no edge.
-    ValueError for anything but finite (N, px, px).
-    """
-    _check(images_NHW, images_NHW)
-    px = images_NHW.shape[1]
-    ring_HW, counts_R = _rings(px)
-    window_H = np.hanning(px + 2)[1:-1]
-    total_HW = np.zeros((px, px))
-    for first in range(0, len(images_NHW), _IMAGES_AT_ONCE):
-        part_NHW = images_NHW[first : first + _IMAGES_AT_ONCE].astype(np.float64)
-        part_NHW -= part_NHW.mean(axis=(1, 2), keepdims=True)
-        part_NHW *= np.outer(window_H, window_H)
-        total_HW += (np.abs(np.fft.fft2(part_NHW)) ** 2).sum(axis=0)
-    power_R = np.bincount(ring_HW.ravel(), total_HW.ravel())[: len(counts_R)]
-    return np.asarray(power_R / (counts_R * len(images_NHW) * px**2))
-
-
-def top_octave_ratio(real_NHW: Images, fake_NHW: Images) -> float:
-    """Power of the fakes over the reals' from px / 4 to px / 2 cycles: 1 is as sharp as real.
-
-    ValueError as in `sliced_wasserstein`, and where the real images have no power there.
-    """
-    _check(real_NHW, fake_NHW)
-    px = real_NHW.shape[1]
-    _, counts_R = _rings(px)
-    top = slice(px // 4 + 1, px // 2 + 1)
-    real, fake = (
-        float((spectral_power(images)[top] * counts_R[top]).sum())
-        for images in (real_NHW, fake_NHW)
-    )
-    if real <= 0:
-        raise ValueError("the real images have no power in the top octave: nothing to compare with")
-    return fake / real
-
-
-def _rings(px: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each frequency's radius, rounded, (H, W); how many frequencies have radius 0 to px // 2."""
-    frequency_H = np.fft.fftfreq(px, 1 / px)
-    ring_HW = np.rint(np.hypot(frequency_H[:, None], frequency_H[None, :])).astype(np.int64)
-    return ring_HW, np.bincount(ring_HW.ravel())[: px // 2 + 1]
-
-
 def _levels_px(final_px: int) -> list[int]:
     """Sizes from the images' own down to 16 px; ValueError if halving does not arrive there."""
     levels_px = [final_px]
@@ -191,18 +146,3 @@ def _levels_px(final_px: int) -> list[int]:
     if levels_px[-1] != COARSEST_PX:
         raise ValueError(f"images must be 16, 32, 64 ... px, a power of two, got {final_px} px")
     return levels_px
-
-
-def _check(real_NHW: Images, fake_NHW: Images) -> None:
-    shapes = (real_NHW.shape, fake_NHW.shape)
-    square = real_NHW.ndim == 3 and real_NHW.shape[1] == real_NHW.shape[2] >= 4
-    if shapes[0] != shapes[1] or not square or not len(real_NHW):
-        raise ValueError(
-            f"both sets must have one shape (N, px, px), N at least 1 and px at least 4, "
-            f"got {shapes[0]} and {shapes[1]}"
-        )
-    for images in (real_NHW, fake_NHW):
-        if images.dtype.kind not in "uif":
-            raise ValueError(f"images must be real numbers, got {images.dtype}")
-        if images.dtype.kind == "f" and not np.isfinite(images).all():
-            raise ValueError("images must be finite, got nan or infinity")

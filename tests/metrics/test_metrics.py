@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from medray import metrics, phantoms, rng
+from medray.metrics import _checks, _wasserstein
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,26 @@ def test_patches_are_whole_and_lie_where_the_address_says():
             np.testing.assert_array_equal(patches[128 * image + number], expected)
 
 
-def test_descriptors_do_not_depend_on_how_many_images_are_filtered_at_once(monkeypatch):
-    images_NHW = made(5, 32)
-    whole = metrics.descriptors(images_NHW, [32, 16], seed=0)
-    monkeypatch.setattr(metrics, "_IMAGES_AT_ONCE", 2)
-    parts = metrics.descriptors(images_NHW, [32, 16], seed=0)
-    for px in (32, 16):
-        np.testing.assert_array_equal(whole[px], parts[px])
+@pytest.mark.parametrize("colour", [False, True])
+def test_no_figure_depends_on_how_much_is_taken_at_once(monkeypatch, colour):
+    shape = (5, 3, 32, 32) if colour else (15, 32, 32)
+    real, fake = (made(15, 32, seed).reshape(shape) for seed in (0, 1))
+
+    def figures():
+        scores = metrics.sliced_wasserstein(real, fake)
+        return *scores.items(), *metrics.spectral_power(real), metrics.top_octave_ratio(real, fake)
+
+    whole = figures()
+    monkeypatch.setattr(_checks, "_PIXELS_AT_ONCE", 2 * 32**2)
+    monkeypatch.setattr(_wasserstein, "_PATCHES_AT_ONCE", 100)
+    assert figures() == whole
+
+
+def test_colour_images_count_as_the_mean_of_their_channels():
+    generator = np.random.default_rng(0)
+    real, fake = (generator.integers(0, 256, (4, 3, 32, 32), np.uint8) for _ in "ab")
+    for score in (metrics.sliced_wasserstein, metrics.top_octave_ratio):
+        assert score(real, fake) == score(real.mean(1), fake.mean(1))
 
 
 def test_the_whole_score_equals_a_naive_one():
@@ -217,6 +231,7 @@ BAD = [
     (np.zeros((2, 32, 16)), np.zeros((2, 32, 16))),
     (np.zeros((0, 32, 32)), np.zeros((0, 32, 32))),
     (np.zeros((32, 32)), np.zeros((32, 32))),
+    (np.zeros((2, 0, 32, 32)), np.zeros((2, 0, 32, 32))),
     (np.zeros((1, 32, 32)), np.full((1, 32, 32), np.nan)),
     (np.zeros((1, 32, 32), complex), np.zeros((1, 32, 32), complex)),
 ]
