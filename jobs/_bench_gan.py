@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from medray import log, rng
 from medray.dist.context import local
+from medray.models.pixels import to_unit
 from medray.records import Batch
 from medray.train import precision
-from medray.train.pggan import BETAS, EPSILON, Pggan, to_unit
+from medray.train.pggan import BETAS, EPSILON, Pggan
 from medray.train.pggan_config import PgganConfig
 
 # A quarter of the paper's width at 64 px, fully grown.

@@ -22,6 +22,7 @@ from medray.errors import DataError, UsageError
 from medray.models.layers import double
 from medray.models.ops import halve
 from medray.models.pggan import Discriminator, Generator, Network
+from medray.models.pixels import to_unit
 from medray.train import ema, losses, phases
 from medray.train.pggan_config import PgganConfig
 from medray.train.schedule import Growth, is_due
@@ -277,14 +278,6 @@ def seed_weights(network: Network, seed: int, name: str) -> None:
             continue
         drawn = rng.normals(seed, f"pggan.init.{name}.{key}", 0, parameter.numel())
         parameter.copy_(torch.from_numpy(drawn).view_as(parameter))
-
-
-def to_unit(images_NCHW: Tensor) -> Tensor:
-    """uint8 or uint16 -> float32 in [-1, 1]; DataError on another type."""
-    halves = {torch.uint8: 127.5, torch.uint16: 32767.5}
-    if images_NCHW.dtype not in halves:
-        raise DataError(f"images must be uint8 or uint16, got {images_NCHW.dtype}")
-    return images_NCHW.float() / halves[images_NCHW.dtype] - 1
 
 
 def reduced(images_NCHW: Tensor, px: int) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from medray import rng
 from medray.dist.context import local
 from medray.errors import DataError, UsageError
+from medray.models.pixels import to_unit
 from medray.records import Batch
 from medray.train import ema
-from medray.train.pggan import Pggan, faded, reduced, to_unit
+from medray.train.pggan import Pggan, faded, reduced
 from medray.train.pggan_config import PgganConfig
 
 

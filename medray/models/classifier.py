@@ -1,0 +1,232 @@
+"""Image classifiers of two families: a small residual network, and a plain one to check it by.
+
+Shape letters: N images, C channels, H and W pixels, K classes, D features, F maps.
+
+Normalisation is by groups of channels within an image, so a row's result does not depend on which
+others are in its batch (Wu and He, ECCV 2018). The network's own logits are those it was trained to
+have, with rare classes weighted up: they decide. Probabilities are calibrated: logits divided by
+`temperature` plus `bias`, both fitted on validation, where classes are as frequent as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medray import rng
+from medray.errors import UsageError
+from medray.models.layers import channels_last
+from medray.models.pixels import resized
+
+ARCHITECTURES = ("residual", "plain")
+GROUP_CHANNELS = 8
+SMALLEST_PX = 16
+WIDEST = 8
+LAST_PX = 4
+PLAIN_FEATURES = 128
+
+
+class Classifier(nn.Module):
+    """Images `(N, C, H, W)` in [-1, 1], any size -> logits `(N, K)` float32.
+
+    `multi_label`: the classes are findings, each present or not; else exactly one is. UsageError
+    for arguments that make no network.
+    """
+
+    temperature: Tensor
+    bias: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        architecture: str = "residual",
+        channels: int = 1,
+        size_px: int = 64,
+        width: int = 32,
+        multi_label: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(classes, architecture, channels, size_px, width, multi_label)
+        self.classes, self.multi_label = tuple(classes), multi_label
+        self.architecture, self.channels = architecture, channels
+        self.size_px, self.width = size_px, width
+        body = _Residual if architecture == "residual" else _Plain
+        self.body = body(channels, width, halvings(size_px))
+        self.feature_dims = self.body.feature_dims
+        self.head = nn.Linear(self.feature_dims, len(classes))
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(len(classes)))
+        self.register_buffer("thresholds", torch.full((len(classes),), 0.5))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def arguments(self) -> dict[str, object]:
+        """What makes this network again: `Classifier(**arguments)`."""
+        return {
+            "classes": list(self.classes),
+            "architecture": self.architecture,
+            "channels": self.channels,
+            "size_px": self.size_px,
+            "width": self.width,
+            "multi_label": self.multi_label,
+        }
+
+    def features(self, images_NCHW: Tensor) -> Tensor:
+        """Pooled features before the last layer, `(N, D)` float32."""
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != self.channels:
+            raise UsageError(
+                f"images must have shape (N, {self.channels}, H, W), got {tuple(images_NCHW.shape)}"
+            )
+        features_ND: Tensor = self.body(channels_last(resized(images_NCHW, self.size_px)))
+        return features_ND.float()
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.head(self.features(images_NCHW))
+        return logits_NK.float()
+
+    def calibrated(self, logits_NK: Tensor) -> Tensor:
+        """Probabilities of logits: rows sum to 1, or each finding by itself."""
+        scaled_NK = logits_NK / self.temperature + self.bias
+        return scaled_NK.sigmoid() if self.multi_label else scaled_NK.softmax(1)
+
+    def probabilities(self, images_NCHW: Tensor) -> Tensor:
+        """Calibrated probabilities, `(N, K)`."""
+        return self.calibrated(self(images_NCHW))
+
+    def decisions(self, logits_NK: Tensor) -> Tensor:
+        """What the classifier says: the class `(N,)`, or whether each finding is there `(N, K)`.
+
+        The class of the highest logit, all classes counting alike; a finding whose probability
+        reaches the threshold chosen on validation.
+        """
+        if self.multi_label:
+            return self.calibrated(logits_NK) >= self.thresholds
+        return logits_NK.argmax(1)
+
+    @torch.no_grad()
+    def seed_weights(self, seed: int) -> Classifier:
+        """Weights N(0, 2 / fan in) (He et al., ICCV 2015), each from a stream of its own name.
+
+        A residual branch begins at zero and the head at a tenth, so that the first steps are calm.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith(("bias", "last.weight")) else 1.0)
+                continue
+            drawn = rng.normals(seed, f"classifier.init.{name}", 0, parameter.numel())
+            scale = math.sqrt(2 / parameter[0].numel()) * (0.1 if name.startswith("head") else 1)
+            parameter.copy_(torch.from_numpy(drawn).view(parameter.shape) * scale)
+        return self
+
+
+def halvings(size_px: int) -> int:
+    """How often images of `size_px` are halved to be about 4 px."""
+    return max(2, round(math.log2(size_px / LAST_PX)))
+
+
+def _check(
+    classes: Sequence[str],
+    architecture: str,
+    channels: int,
+    size_px: int,
+    width: int,
+    multi_label: bool,
+) -> None:
+    least = 1 if multi_label else 2
+    faults = {
+        f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}": (
+            architecture not in ARCHITECTURES
+        ),
+        f"classes must be {least} or more different names, got {list(classes)}": (
+            len(set(classes)) < max(least, len(classes))
+        ),
+        f"channels must be 1 or 3, got {channels}": channels not in (1, 3),
+        f"size px must be {SMALLEST_PX} or more, got {size_px}": size_px < SMALLEST_PX,
+        f"width must be a multiple of {GROUP_CHANNELS}, got {width}": (
+            width < GROUP_CHANNELS or width % GROUP_CHANNELS != 0
+        ),
+    }
+    for text, wrong in faults.items():
+        if wrong:
+            raise UsageError(text)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // GROUP_CHANNELS, channels)
+
+
+def _conv(fan_in: int, fan_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(fan_in, fan_out, kernel_px, stride, kernel_px // 2, bias=False)
+
+
+def _widths(width: int, stages: int) -> list[int]:
+    """Channels of each stage: doubled while halved, to eight times the first at most."""
+    return [width * min(2**stage, WIDEST) for stage in range(stages)]
+
+
+class _Block(nn.Module):
+    """conv -> norm -> ReLU -> conv -> norm, plus what came in; halves and widens if asked."""
+
+    def __init__(self, fan_in: int, fan_out: int, halve: bool) -> None:
+        super().__init__()
+        self.halve = halve
+        self.conv1 = _conv(fan_in, fan_out, 3, 2 if halve else 1)
+        self.norm1 = _norm(fan_out)
+        self.conv2 = _conv(fan_out, fan_out, 3)
+        self.last = _norm(fan_out)
+        self.skip = _conv(fan_in, fan_out, 1) if fan_in != fan_out else None
+
+    def forward(self, x_NFHW: Tensor) -> Tensor:
+        branch = functional.relu(self.norm1(self.conv1(x_NFHW)), inplace=True)
+        branch = self.last(self.conv2(branch))
+        if self.halve:
+            x_NFHW = functional.avg_pool2d(x_NFHW, 2, ceil_mode=True)
+        if self.skip is not None:
+            x_NFHW = self.skip(x_NFHW)
+        return functional.relu(branch + x_NFHW)
+
+
+class _Residual(nn.Module):
+    """Residual blocks from half the size down to about 4 px, then the mean (He et al. 2016)."""
+
+    def __init__(self, channels: int, width: int, stages: int) -> None:
+        super().__init__()
+        widths = _widths(width, stages)
+        self.stem, self.norm = _conv(channels, width, 3, 2), _norm(width)
+        blocks = [_Block(width, width, halve=False)]
+        blocks += [_Block(a, b, halve=True) for a, b in zip(widths, widths[1:], strict=False)]
+        self.blocks = nn.ModuleList(blocks)
+        self.feature_dims = widths[-1]
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.stem(images_NCHW)), inplace=True)
+        for block in self.blocks:
+            x = block(x)
+        return x.mean((2, 3))
+
+
+class _Plain(nn.Module):
+    """Large kernels, max pooling and a dense layer, no shortcuts: it errs in other ways."""
+
+    def __init__(self, channels: int, width: int, stages: int) -> None:
+        super().__init__()
+        widths = _widths(width, stages)
+        fans = zip([channels, *widths], widths, strict=False)
+        self.convs = nn.ModuleList(
+            _conv(a, b, 5 if number < 2 else 3) for number, (a, b) in enumerate(fans)
+        )
+        self.norms = nn.ModuleList(_norm(b) for b in widths)
+        self.dense = nn.Linear(2 * widths[-1], PLAIN_FEATURES)
+        self.feature_dims = PLAIN_FEATURES
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x = images_NCHW
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = functional.leaky_relu(norm(functional.max_pool2d(conv(x), 2)), 0.1, inplace=True)
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+        return functional.leaky_relu(self.dense(pooled), 0.1)
