@@ -1,0 +1,11 @@
+"""Feature-space kernels: sampling, neighbours, moments. Arrays in, arrays out.
+
+Each is a public function, its definition `_ref` in NumPy, and on GPUs a `.cu` file. The home of the
+array picks the implementation; a GPU asked for without one is an error. Importing this package
+imports no torch, no Numba and no CuPy.
+"""
+
+from medray.kernels.moments import class_moments, class_moments_ref
+from medray.kernels.neighbours import nearest, nearest_ref
+
+__all__ = ["class_moments", "class_moments_ref", "nearest", "nearest_ref"]

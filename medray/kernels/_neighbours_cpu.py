@@ -1,0 +1,128 @@
+"""Loops of `neighbours.py` on the CPU: the smallest of a tile, and distances of candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medray.kernels._cpu import compiled
+
+_WIDE = 64
+_HALF = np.uint32(16)
+
+
+@compiled
+def _insert(bounds_C: Any, ids_C: Any, bound: Any, row: Any) -> None:
+    """Puts one candidate in its place; what was there before comes first among equals."""
+    place = len(bounds_C) - 1
+    while place > 0 and bounds_C[place - 1] > bound:
+        bounds_C[place] = bounds_C[place - 1]
+        ids_C[place] = ids_C[place - 1]
+        place -= 1
+    bounds_C[place] = bound
+    ids_C[place] = row
+
+
+@compiled
+def keep_smallest(
+    tile_NM: NDArray[np.float32],
+    squares_M: NDArray[np.float32],
+    lengths_M: NDArray[np.float32],
+    slack_N: NDArray[np.float32],
+    itself_N: NDArray[np.int64],
+    first: int,
+    bounds_NC: NDArray[np.float32],
+    ids_NC: NDArray[np.int64],
+    low: int,
+    high: int,
+) -> None:
+    """Merges a tile of products q.r into the smallest bounds of |r|^2 - 2 q.r - slack |r|."""
+    columns, last = tile_NM.shape[1], bounds_NC.shape[1] - 1
+    two = np.float32(2)
+    for n in range(low, high):
+        slack, worst = slack_N[n], bounds_NC[n, last]
+        for start in range(0, columns, _WIDE):
+            stop = min(start + _WIDE, columns)
+            least = np.float32(np.inf)
+            for m in range(start, stop):
+                bound = squares_M[m] - two * tile_NM[n, m] - slack * lengths_M[m]
+                least = min(least, bound)
+            if least < worst:
+                for m in range(start, stop):
+                    bound = squares_M[m] - two * tile_NM[n, m] - slack * lengths_M[m]
+                    if bound < worst and first + m != itself_N[n]:
+                        _insert(bounds_NC[n], ids_NC[n], bound, first + m)
+                        worst = bounds_NC[n, last]
+
+
+@compiled
+def keep_smallest_bfloat16(
+    tile_NM: NDArray[np.uint16],
+    squares_M: NDArray[np.float32],
+    lengths_M: NDArray[np.float32],
+    slack_N: NDArray[np.float32],
+    itself_N: NDArray[np.int64],
+    first: int,
+    bounds_NC: NDArray[np.float32],
+    ids_NC: NDArray[np.int64],
+    low: int,
+    high: int,
+) -> None:
+    """`keep_smallest` of bfloat16: the upper halves of float32, which NumPy has no name for."""
+    columns, last = tile_NM.shape[1], bounds_NC.shape[1] - 1
+    two = np.float32(2)
+    for n in range(low, high):
+        slack, worst = slack_N[n], bounds_NC[n, last]
+        for start in range(0, columns, _WIDE):
+            stop = min(start + _WIDE, columns)
+            least = np.float32(np.inf)
+            for m in range(start, stop):
+                product = np.uint32(np.uint32(tile_NM[n, m]) << _HALF).view(np.float32)
+                bound = squares_M[m] - two * product - slack * lengths_M[m]
+                least = min(least, bound)
+            if least < worst:
+                for m in range(start, stop):
+                    product = np.uint32(np.uint32(tile_NM[n, m]) << _HALF).view(np.float32)
+                    bound = squares_M[m] - two * product - slack * lengths_M[m]
+                    if bound < worst and first + m != itself_N[n]:
+                        _insert(bounds_NC[n], ids_NC[n], bound, first + m)
+                        worst = bounds_NC[n, last]
+
+
+@compiled
+def rerank(
+    queries_ND: NDArray[np.float32],
+    rows_MD: NDArray[np.float32],
+    ids_NC: NDArray[np.int64],
+    part_N: NDArray[np.int64],
+    squares_Nk: NDArray[np.float32],
+    indices_Nk: NDArray[np.int64],
+    low: int,
+    high: int,
+) -> None:
+    """Squared distances of the candidates of queries `part_N` from the differences, k in order."""
+    dims, candidates, k = queries_ND.shape[1], ids_NC.shape[1], squares_Nk.shape[1]
+    squares_C = np.empty(candidates, np.float32)
+    for n in range(low, high):
+        query_D = queries_ND[part_N[n]]
+        for c in range(candidates):
+            total = np.float32(0)
+            row_D = rows_MD[max(ids_NC[n, c], 0)]
+            for d in range(dims):
+                difference = query_D[d] - row_D[d]
+                total += difference * difference
+            squares_C[c] = total
+        for place in range(k):
+            best = -1
+            for c in range(candidates):
+                if ids_NC[n, c] >= 0 and (
+                    best < 0
+                    or squares_C[c] < squares_C[best]
+                    or (squares_C[c] == squares_C[best] and ids_NC[n, c] < ids_NC[n, best])
+                ):
+                    best = c
+            squares_Nk[part_N[n], place] = squares_C[best]
+            indices_Nk[part_N[n], place] = ids_NC[n, best]
+            ids_NC[n, best] = -1

@@ -1,0 +1,119 @@
+"""Means and covariances of classes in one pass, sums in float64.
+
+A class's first row is taken off all its rows beforehand: of features far from zero, squares would
+otherwise lose what the covariance is made of.
+
+Shape letters: N samples, D dimensions, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medray.kernels._arrays import (
+    Array,
+    as_numpy,
+    as_tensor,
+    check_finite,
+    check_labels,
+    check_rows,
+    like,
+    on_gpu,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_ROWS_AT_ONCE = 4096
+
+
+def class_moments(features_ND: Array, labels_N: Array, classes: int) -> tuple[Array, Array, Array]:
+    """Counts (K,) int64, means (K, D) and covariances (K, D, D) float64 of each class.
+
+    Covariances are divided by the count less one. What is not defined is NaN: the mean of an empty
+    class, the covariance of fewer than two samples. NumPy or torch in, the same kind out.
+    ValueError for NaN in the features and labels outside 0 to classes - 1.
+    """
+    check_moments(features_ND, labels_N, classes)
+    on_gpu(features_ND, labels_N)
+    counts_K, means_KD, covariances_KDD = _moments(
+        as_tensor(features_ND), as_tensor(labels_N), classes
+    )
+    return (
+        like(counts_K, features_ND),
+        like(means_KD, features_ND),
+        like(covariances_KDD, features_ND),
+    )
+
+
+def class_moments_ref(
+    features_ND: Array, labels_N: Array, classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The definition of `class_moments`: NumPy's mean, and products of the centred rows."""
+    check_moments(features_ND, labels_N, classes)
+    features_ND, labels_N = as_numpy(features_ND).astype(np.float64), as_numpy(labels_N)
+    dims = features_ND.shape[1]
+    counts_K = np.bincount(labels_N, minlength=classes)
+    means_KD = np.full((classes, dims), np.nan)
+    covariances_KDD = np.full((classes, dims, dims), np.nan)
+    for c in range(classes):
+        rows_ND = features_ND[labels_N == c]
+        if len(rows_ND) > 0:
+            means_KD[c] = rows_ND.mean(0)
+        if len(rows_ND) > 1:
+            centred_ND = rows_ND - means_KD[c]
+            covariances_KDD[c] = centred_ND.T @ centred_ND / (len(rows_ND) - 1)
+    return counts_K, means_KD, covariances_KDD
+
+
+def check_moments(features_ND: Array, labels_N: Array, classes: int) -> None:
+    """ValueError unless features and labels belong together."""
+    check_rows("features", features_ND)
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")
+    check_labels(labels_N, len(features_ND), classes)
+    check_finite("features", features_ND)
+
+
+def _moments(
+    features_ND: torch.Tensor, labels_N: torch.Tensor, classes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    import torch
+
+    dims, device = features_ND.shape[1], features_ND.device
+    counts_K = torch.bincount(labels_N.long(), minlength=classes)
+    order_N = torch.argsort(labels_N, stable=True)
+    means_KD = torch.full((classes, dims), torch.nan, dtype=torch.float64, device=device)
+    covariances_KDD = torch.full(
+        (classes, dims, dims), torch.nan, dtype=torch.float64, device=device
+    )
+    last = 0
+    for c, count in enumerate(counts_K.tolist()):
+        first, last = last, last + count
+        if count:
+            means_KD[c], scatter_DD = _of_one_class(features_ND, order_N[first:last])
+        if count > 1:
+            covariances_KDD[c] = scatter_DD / (count - 1)
+    return counts_K, means_KD, covariances_KDD
+
+
+def _of_one_class(
+    features_ND: torch.Tensor, members_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scatter matrix (sum of centred products) of the rows `members_N`."""
+    import torch
+
+    shift_D = features_ND[members_N[0]].double()
+    dims = len(shift_D)
+    sum_D = torch.zeros_like(shift_D)
+    products_DD = torch.zeros((dims, dims), dtype=torch.float64, device=shift_D.device)
+    for first in range(0, len(members_N), _ROWS_AT_ONCE):
+        rows_ND = features_ND[members_N[first : first + _ROWS_AT_ONCE]].double() - shift_D
+        sum_D += rows_ND.sum(0)
+        products_DD.addmm_(rows_ND.T, rows_ND)
+    count = len(members_N)
+    scatter_DD = products_DD - torch.outer(sum_D, sum_D) / count
+    return shift_D + sum_D / count, (scatter_DD + scatter_DD.T) / 2
