@@ -137,18 +137,21 @@ def _choose(config: PgganJob) -> PgganJob:
 
 def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     """Trains on this rank; rank 0 also writes pictures, checkpoints and the model."""
+    config = PgganJob.model_validate(task["config"])
+    with RunDir.attach(str(config.run_dir), task["epoch"], writer=context.rank == 0) as run:
+        return _trained(settled(config, context, run), context, run)
+
+
+def _trained(config: PgganJob, context: Context, run: RunDir) -> dict[str, Any]:
     from medray.train.loop import Cadence, Fit
     from medray.train.pggan import Pggan
     from medray.train.snapshots import GanSnapshots
 
-    config = PgganJob.model_validate(task["config"])
-    run = RunDir.attach(str(config.run_dir), task["epoch"], writer=context.rank == 0)
-    config = settled(config, context, run)
     algorithm = Pggan(config, context)
     if config.init_from:
         take_weights(algorithm, config.init_from)
     sources = sources_of(config)
-    with stream_of(config, sources, context.rank, context.world) as batches, run:
+    with stream_of(config, sources, context.rank, context.world) as batches:
         pictures = GanSnapshots(algorithm, run, latent_dims=config.latent_dims, seed=config.seed)
         if context.rank == 0:
             pictures.show_reals(reals(config, sources, 512))
@@ -258,7 +261,8 @@ def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> Array:
     """`count` real images as uint8 at the final resolution, to look at and to score against."""
     import torch
 
-    from medray.train.pggan import reduced, to_unit
+    from medray.models.pixels import to_unit
+    from medray.train.pggan import reduced
 
     with stream_of(config, sources, 0, 1) as stream:
         batch = stream.next(min(count, stream.samples_per_epoch))

@@ -9,15 +9,16 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 PLAIN_INTERVAL_S = 30.0
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
-_settings: dict[str, Any] = {"json": False, "level": 20, "file": None}
+_settings: dict[str, Any] = {"json": False, "level": 20}
+# Where lines go besides stderr: the last one counts.
+_sinks: list[Callable[[bytes], object]] = []
 
 
 def setup(*, json_lines: bool = False, level: str = "info") -> None:
@@ -27,15 +28,18 @@ def setup(*, json_lines: bool = False, level: str = "info") -> None:
 
 
 @contextlib.contextmanager
-def also_to(path: Path) -> Iterator[None]:
-    """Writes every line, debug included, to `path` as well while the context lasts."""
-    # Unbuffered: nothing is left to be written at the close, where a full disk would raise.
-    with path.open("ab", buffering=0) as file:
-        previous, _settings["file"] = _settings["file"], file
-        try:
-            yield
-        finally:
-            _settings["file"] = previous
+def also_to(write: Callable[[bytes], object]) -> Iterator[None]:
+    """Gives every line, debug included, to `write` as well while the context lasts.
+
+    Where contexts are nested, the inner one gets the lines.
+    """
+    _sinks.append(write)
+    try:
+        yield
+    finally:
+        # It is gone already where it failed.
+        if write in _sinks:
+            _sinks.remove(write)
 
 
 def event(name: str, text: str = "", **fields: Any) -> None:
@@ -72,14 +76,15 @@ def _write(level: str, name: str, text: str, fields: dict[str, Any]) -> None:
 
 
 def _to_file(line: str) -> None:
-    file: IO[bytes] | None = _settings["file"]
-    if file is None:
+    if not _sinks:
         return
+    write = _sinks[-1]
     try:
-        file.write((time.strftime("%Y-%m-%dT%H:%M:%S ") + line + "\n").encode())
+        write((time.strftime("%Y-%m-%dT%H:%M:%S ") + line + "\n").encode())
     except OSError as error:
         # A log that cannot be written (a full disk) must not hide the error that is being told.
-        _settings["file"] = None
+        if write in _sinks:
+            _sinks.remove(write)
         print(f"warning: the log file ends here: {error.strerror}", file=sys.stderr, flush=True)
 
 

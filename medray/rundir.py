@@ -6,11 +6,9 @@ checkpoints/`; on an object store each is a whole object, rewritten when it grow
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import yaml
 
 from medray import _run_entry, _run_info, log
 from medray._run_entry import CONFIG, numbered
+from medray._run_log import RunLog
 from medray.config import OPERATIONAL
 from medray.errors import MedrayError, ResourceError, Stopped
 from medray.lease import WAIT_S, Lease, LeaseLost, acquire, join
@@ -29,7 +28,7 @@ from medray.store import Store, fsync_folder
 __all__ = ["RunDir", "numbered"]
 
 COMMAND, ENV, STATUS = "command.txt", "env.json", "status.json"
-METRICS, SUMMARY, LOG, DONE = "metrics.jsonl", "summary.json", "train.log", "DONE"
+METRICS, SUMMARY, DONE = "metrics.jsonl", "summary.json", "DONE"
 STATUS_SCHEMA = "medray.status/1"
 STATES = ("running", "complete", "stopped", "failed", "interrupted")
 
@@ -44,8 +43,8 @@ class RunDir:
         self.config_hash, self._resume_command = config_hash, resume
         self._is_driver = bool(config_hash)
         self._metrics: bytes | None = None
-        self._log: contextlib.ExitStack = contextlib.ExitStack()
-        self._log_path: Path | None = None
+        self._log = RunLog(store, lease)
+        self._is_writer = False
 
     @classmethod
     def start(
@@ -86,10 +85,13 @@ class RunDir:
     def attach(cls, url: str, lease_epoch: int, *, writer: bool = False) -> RunDir:
         """Opens the run folder of a driver as its worker; LeaseLost where that start is over.
 
-        `writer` is for the one rank that publishes: it fences an earlier one that hangs.
+        `writer` is for the one rank that publishes: it fences an earlier one that hangs. Used as a
+        context, its lines go to the run's log, too.
         """
         store = Store(url)
-        return cls(store, join(store, lease_epoch, writer=writer))
+        run = cls(store, join(store, lease_epoch, writer=writer))
+        run._is_writer = writer
+        return run
 
     @property
     def complete(self) -> bool:
@@ -110,8 +112,10 @@ class RunDir:
         earlier = _read(self.store, COMMAND).decode()
         self.store.write_bytes(COMMAND, f"{earlier}{shlex.join(words)}\n".encode())
         self._write_environment()
-        self._start_log()
+        self._log.start()
         self.status("running")
+        # On an object store the writing worker adds its lines to those that are there.
+        self._log.publish()
 
     def _write_environment(self) -> None:
         found, before = _run_info.environment(), json.loads(_read(self.store, ENV) or b"{}")
@@ -123,20 +127,6 @@ class RunDir:
                 + "; ".join(changed),
             )
         self.write_json(ENV, found)
-
-    # --- the log ------------------------------------------------------------------------------
-
-    def _start_log(self) -> None:
-        if self.store.is_local:
-            path = self.store.path(LOG)
-        else:
-            spare = self._log.enter_context(tempfile.TemporaryDirectory())
-            path = self._log_path = Path(spare, LOG)
-            path.write_bytes(_read(self.store, LOG))
-        try:
-            self._log.enter_context(log.also_to(path))
-        except OSError as error:
-            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
 
     # --- what grows ---------------------------------------------------------------------------
 
@@ -156,6 +146,7 @@ class RunDir:
             self._metrics = _read(self.store, METRICS)
         self._metrics += line
         self.store.write_bytes(METRICS, self._metrics)
+        self._log.publish()
 
     def cut_metrics(self, images: int) -> None:
         """Drops the rows past `images` and a torn last line, as if they had never been written."""
@@ -227,15 +218,13 @@ class RunDir:
     def close(self) -> None:
         """Ends the log and lets the folder go."""
         try:
-            if self._log_path is not None:
-                self.write_text(LOG, self._log_path.read_text(encoding="utf-8"))
-        except (LeaseLost, ResourceError) as error:
-            log.warn("train_log", f"{LOG} could not be written: {error}")
-        finally:
             self._log.close()
+        finally:
             self.lease.release()
 
     def __enter__(self) -> RunDir:
+        if self._is_writer:
+            self._log.start()
         return self
 
     def __exit__(

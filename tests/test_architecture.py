@@ -66,6 +66,7 @@ def _part(path: Path) -> str:
 SPLIT_FROM = {
     "_run_entry": "rundir",
     "_run_info": "rundir",
+    "_run_log": "rundir",
     "_tensors": "checkpoints",
     "lease": "rundir",
 }

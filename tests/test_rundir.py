@@ -312,6 +312,53 @@ def test_the_log_has_every_line_and_grows_over_starts(url: str) -> None:
     assert [line.split(" ", 1)[1] for line in lines if "line" in line] == ["line 1", "line 2"]
 
 
+def _say(url: str, epoch: int, writer: bool, line: str) -> None:
+    with RunDir.attach(url, epoch, writer=writer):
+        log.event("said", line)
+
+
+def test_the_log_of_a_folder_has_the_lines_of_the_worker_that_writes(tmp_path: Path) -> None:
+    folder, context = str(tmp_path / "run"), get_context("forkserver")
+    with start(folder) as run:
+        log.event("said", "driver before")
+        for writer, line in ((True, "from rank 0"), (False, "from rank 1")):
+            process = context.Process(target=_say, args=(folder, run.lease.epoch, writer, line))
+            process.start()
+            process.join(60)
+            assert process.exitcode == 0
+        log.event("said", "driver after")
+    lines = [line.split(" ", 1)[1] for line in _log_lines(folder)]
+    assert lines == ["driver before", "from rank 0", "driver after"]
+
+
+def _log_lines(url: str) -> list[str]:
+    return Store(url).read_bytes("train.log").decode().splitlines()
+
+
+def test_a_worker_in_the_drivers_own_process_writes_each_line_once(url: str) -> None:
+    with start(url) as run:
+        with RunDir.attach(url, run.lease.epoch, writer=True) as worker:
+            log.event("said", "working")
+            worker.append_metrics({"images": 8})
+            assert _log_lines(url)[-1].endswith(" working"), "not only at the end"
+        log.event("said", "worked")
+    assert [line.split(" ", 1)[1] for line in _log_lines(url)] == ["working", "worked"]
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_a_worker_that_was_replaced_adds_nothing_to_the_log(
+    url: str, fenced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fenced:  # the negative control
+        monkeypatch.setattr(lease, "_check", lambda *_: None)
+    with start(url) as run, RunDir.attach(url, run.lease.epoch, writer=True):
+        log.event("said", "before")
+        RunDir.attach(url, run.lease.epoch, writer=True).close()
+        log.event("said", "awake again")
+    said = "".join(_log_lines(url)) if run.store.exists("train.log") else ""
+    assert ("awake again" in said) is not fenced
+
+
 def test_an_unknown_state_is_refused(url: str) -> None:
     with start(url) as run, pytest.raises(ValueError, match="state must be one of running, "):
         run.status("finished")

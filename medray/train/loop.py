@@ -238,6 +238,8 @@ class Fit:
         if self.context.rank == 0:
             self._write_row(row)
             shown = {n.rpartition("/")[2]: v for n, v in row.items() if n.startswith("train/loss")}
+            said = " ".join(f"{name}={value:.4g}" for name, value in shown.items())
+            log.debug("row", f"{self.images:,} images {said}", images=self.images)
             progress.update(self.images, **shown)
         self.context.report({"images": self.images, **row})
 

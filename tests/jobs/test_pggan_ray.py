@@ -136,6 +136,7 @@ def test_a_run_whose_workers_are_killed_recovers_by_itself_with_the_same_bytes(
     os.kill(driver.workers()["writer"], signal.SIGKILL)
     assert driver.wait() == 0, driver.said()[-3000:]
     assert driver.said().count("resumed at") == 2, driver.said()
+    assert (driver.folder / "train.log").read_text().count("resumed at") == 2
     assert driver.results() == clean
 
 
