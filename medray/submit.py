@@ -133,6 +133,8 @@ def local_ray() -> Iterator[tuple[str, str]]:
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        # Ray starts its workers at niceness 15: beside anything else they would hardly run.
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
     }
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

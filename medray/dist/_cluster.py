@@ -19,7 +19,8 @@ NOTICE_S = 10.0
 
 def set_environment(more: dict[str, str]) -> None:
     """What Ray reads from the environment, unless the user has set it; call before `import ray`."""
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **more}.items():
+    usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    for name, value in {**usual, **more}.items():
         os.environ.setdefault(name, value)
     if "ray" in sys.modules:
         # Ray read its authentication mode when it was imported.
