@@ -1,0 +1,172 @@
+"""A set of shards read in order for the judge: every digest checked, a batch in memory at a time.
+
+Shape letters: N images, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.errors import DataError
+from medray.records import Sample, Shard
+from medray.shards import open_shard, read_index
+from medray.store import Store
+
+Pixels = npt.NDArray[np.uint8]
+AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of N images beside their pixels."""
+
+    keys: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    findings: tuple[dict[str, int], ...]
+    patients: tuple[str | None, ...]
+    sources: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Several, one after the other."""
+        names = ("keys", "labels", "findings", "patients", "sources")
+        return cls(*(tuple(v for part in parts for v in getattr(part, name)) for name in names))
+
+
+class ImageSet:
+    """One split of a set, or all of it (`split` None); `name` is what messages call it."""
+
+    def __init__(self, url: str, split: str | None, name: str = "") -> None:
+        self.store, self.split = Store(url), split
+        self.index = read_index(self.store)
+        every = self.index.shards
+        self.shards = every if split is None else self.index.of_split(split)
+        self.name = name or self.store.url
+        if not self.shards:
+            present = ", ".join(sorted({shard.split for shard in every})) or "none"
+            raise DataError(
+                f"the set has no images of split {split!r}, its splits are: {present}",
+                code="MR-D033",
+                where=self.store.url,
+            )
+        if self.index.encoding != "png" and self.index.bits not in (8, 16):
+            raise DataError(
+                f"the set holds values of {self.index.bits} bits, not images",
+                code="MR-D068",
+                where=self.store.url,
+            )
+
+    def __len__(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The set's classes."""
+        return self.index.classes
+
+    @property
+    def kind(self) -> str:
+        """Size and channels in words."""
+        colour = "colour" if self.index.channels == 3 else "grey"
+        return f"{self.index.size_px} px {colour}"
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the content: of its shards', in order."""
+        return shards_sha256(self.shards)
+
+    def batches(self) -> Iterator[tuple[Pixels, Rows]]:
+        """All images, 256 at a time, as uint8 (N, H, W) or (N, H, W, 3).
+
+        DataError for a damaged shard, or an image of another size than the set's.
+        """
+        for shard in self.shards:
+            yield from shard_batches(self.store, shard)
+
+    def images(self) -> Iterator[Pixels]:
+        """The pixels alone."""
+        return (images for images, _ in self.batches())
+
+    def rows(self) -> Rows:
+        """What is known of every image."""
+        return Rows.joined([rows for _, rows in self.batches()])
+
+    def read(self) -> tuple[Pixels, Rows]:
+        """Everything at once: for sets that fit."""
+        parts = list(self.batches())
+        return np.concatenate([images for images, _ in parts]), Rows.joined([r for _, r in parts])
+
+
+def shard_batches(store: Store, shard: Shard) -> Iterator[tuple[Pixels, Rows]]:
+    """The images of one shard in order, with what is known of them."""
+    reader = open_shard(store, shard)
+    for first in range(0, len(reader), AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, len(reader)))
+        samples = [reader.sample(number) for number in numbers]
+        shapes = {sample.image.shape for sample in samples}
+        if len(shapes) > 1:
+            raise DataError(
+                f"the images differ in size: {sorted(shapes)}",
+                code="MR-D030",
+                where=f"{store.url}/{shard.name}",
+            )
+        yield np.stack([as_bytes(sample) for sample in samples]), _rows(samples)
+
+
+def _rows(samples: Sequence[Sample]) -> Rows:
+    return Rows(
+        tuple(sample.key for sample in samples),
+        tuple(sample.label for sample in samples),
+        tuple({n: v for n, v in sample.labels.items() if v is not None} for sample in samples),
+        tuple(sample.patient for sample in samples),
+        tuple(sample.source_sha256 for sample in samples),
+    )
+
+
+def as_bytes(sample: Sample) -> Pixels:
+    """The image as uint8; 16 bit values by their upper eight."""
+    image = sample.image
+    if image.dtype == np.uint8 and image.ndim in (2, 3):
+        return image
+    if image.dtype == np.uint16 and image.ndim in (2, 3):
+        return (image >> 8).astype(np.uint8)
+    raise DataError(
+        f"sample {sample.key} is {image.dtype} of shape {image.shape}, not an image",
+        code="MR-D068",
+    )
+
+
+def shards_sha256(shards: Sequence[Shard]) -> str:
+    """A digest of the content of some shards."""
+    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+def same_kind(first: ImageSet, *others: ImageSet) -> None:
+    """DataError where sets differ in size or channels, naming both."""
+    for other in others:
+        if other.kind != first.kind:
+            raise DataError(
+                f"{first.name} has images of {first.kind}, {other.name} of {other.kind}",
+                code="MR-D066",
+                hint="pack the real set with the generator's --size-px and --channels",
+            )
+
+
+def patients_apart(first: Rows, second: Rows, names: tuple[str, str]) -> None:
+    """DataError where a patient is in both."""
+    common = (set(first.patients) & set(second.patients)) - {None}
+    if common:
+        raise DataError(
+            f"{len(common)} patients are in both {names[0]} and {names[1]}: what is held out must "
+            "be of other patients",
+            code="MR-D069",
+            hint="pack the set again with --patient-column",
+        )
