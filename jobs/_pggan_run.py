@@ -16,7 +16,7 @@ from medray import config as configuration
 from medray import log
 from medray.dist.context import Context, launch, threads_for
 from medray.errors import ResourceError, UsageError
-from medray.rundir import RunDir, numbered
+from medray.rundir import RunDir, numbered, stored_config
 from medray.store import Store
 
 if TYPE_CHECKING:
@@ -99,14 +99,16 @@ def _name(config: PgganJob) -> str:
 def resolved(config: PgganJob) -> PgganJob:
     """What `auto` stands for, decided once: taken from the run folder where one is resumed."""
     store = Store(str(config.run_dir))
-    if config.resume and store.exists("config.yaml"):
-        before = yaml.safe_load(store.read_bytes("config.yaml"))
-        kept = {
+    before = stored_config(store) if config.resume else None
+    if before is not None:
+        kept: dict[str, Any] = {
             name: before[name]
             for name in ("precision", "threads_per_worker", "init_from")
             if name in before and getattr(config, name) in (None, "auto")
         }
-        config = config.model_copy(update=kept)
+        fresh = config.model_copy(update={"resume": False})
+        checked = configuration.taken(fresh, kept, f"{store.url}/config.yaml")
+        config = checked.model_copy(update={"resume": True})
     return _choose(config)
 
 
@@ -187,7 +189,7 @@ def settled(config: PgganJob, context: Context, run: RunDir) -> PgganJob:
 
     chosen = None
     if context.rank == 0:
-        stored = yaml.safe_load(run.store.read_bytes("config.yaml"))
+        stored = run.config()
         if stored["precision"] == "auto":
             stored["precision"] = precision.resolve(config, context.device).precision
             run.write_text("config.yaml", yaml.safe_dump(stored, sort_keys=False))

@@ -31,7 +31,8 @@ def check_entry(
             hint="--resume goes on with it, --overwrite empties it first, another --run-dir leaves "
             f"it as it is (with --init-from {store.url} to start from its weights)",
         )
-    before = stored_config(store)
+    # What is to be emptied may be garbled.
+    before = stored_config(store) if not overwrite else {} if store.exists(CONFIG) else None
     if before is None:
         raise UsageError(
             f"{store.url} is not empty and no run folder (it has no {CONFIG})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -104,11 +105,32 @@ def parsed(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(data)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"is not YAML: {error}", code="MR-D046", where=where) from None
+        first = str(error).splitlines()[0]
+        raise _unusable(f"is not YAML: {first}", where) from None
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise DataError(f"must hold keys and values, got {kind}", code="MR-D046", where=where)
+        raise _unusable(f"must hold keys and values, got {type(content).__name__}", where)
     return content
+
+
+def parsed_json(data: bytes, where: str) -> dict[str, Any]:
+    """The keys and values of a JSON file of a run; DataError where it is no such thing."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise _unusable(f"is not JSON: {error}", where) from None
+    if not isinstance(content, dict):
+        raise _unusable(f"must hold keys and values, got {type(content).__name__}", where)
+    return content
+
+
+def _unusable(what: str, where: str) -> DataError:
+    return DataError(
+        what,
+        code="MR-D046",
+        where=where,
+        hint="put the file back as it was (command.txt has the flags), or --overwrite to begin "
+        "again, or another --run-dir with --init-from this one for its weights",
+    )
 
 
 def resume_command(command: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ def _from_yaml(cls: type[Frozen], path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(absolute(path)).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
     if content is None:
         return {}
@@ -161,6 +161,15 @@ def digest(config: Frozen, *, leave_out: frozenset[str] = frozenset()) -> str:
     """SHA-256 of `identity(config)`."""
     text = yaml.safe_dump(identity(config, leave_out=leave_out), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def taken(config: C, values: dict[str, Any], where: str) -> C:
+    """`config` with `values` that a file named `where` holds; UsageError says what is wrong."""
+    try:
+        return type(config).model_validate({**config.model_dump(), **values})
+    except ValidationError as error:
+        origins = {name: f"{where}: {name}" for name in values}
+        raise UsageError(_explain(error, origins)) from None
 
 
 # --- errors -----------------------------------------------------------------------------------

@@ -18,14 +18,14 @@ from typing import Any
 import yaml
 
 from medray import _run_entry, _run_info, log
-from medray._run_entry import CONFIG, numbered
+from medray._run_entry import CONFIG, numbered, stored_config
 from medray._run_log import RunLog
 from medray.config import OPERATIONAL
-from medray.errors import MedrayError, ResourceError, Stopped
+from medray.errors import DataError, MedrayError, ResourceError, Stopped
 from medray.lease import WAIT_S, Lease, LeaseLost, acquire, join
 from medray.store import Store, fsync_folder
 
-__all__ = ["RunDir", "numbered"]
+__all__ = ["RunDir", "numbered", "stored_config"]
 
 COMMAND, ENV, STATUS = "command.txt", "env.json", "status.json"
 METRICS, SUMMARY, DONE = "metrics.jsonl", "summary.json", "DONE"
@@ -118,7 +118,7 @@ class RunDir:
         self._log.publish()
 
     def _write_environment(self) -> None:
-        found, before = _run_info.environment(), json.loads(_read(self.store, ENV) or b"{}")
+        found, before = _run_info.environment(), self._environment()
         changed = _run_info.changes(before, found) if before else []
         if changed:
             log.warn(
@@ -127,6 +127,14 @@ class RunDir:
                 + "; ".join(changed),
             )
         self.write_json(ENV, found)
+
+    def _environment(self) -> dict[str, Any]:
+        data = _read(self.store, ENV) or b"{}"
+        return _run_info.parsed_json(data, f"{self.store.url}/{ENV}")
+
+    def config(self) -> dict[str, Any]:
+        """The stored configuration."""
+        return _run_info.parsed(_read(self.store, CONFIG), f"{self.store.url}/{CONFIG}")
 
     # --- what grows ---------------------------------------------------------------------------
 
@@ -153,10 +161,21 @@ class RunDir:
         self.lease.check()
         before = _read(self.store, METRICS)
         whole = [line for line in before.splitlines(keepends=True) if line.endswith(b"\n")]
-        kept = b"".join(line for line in whole if json.loads(line)["images"] <= images)
+        kept = b"".join(line for line in whole if self._images_of(line) <= images)
         if kept != before:
             self.store.write_bytes(METRICS, kept)
         self._metrics = None
+
+    def _images_of(self, line: bytes) -> float:
+        row = _run_info.parsed_json(line, f"{self.store.url}/{METRICS}")
+        if not isinstance(row.get("images"), int | float):
+            raise DataError(
+                f"a row must have its number of images, got {sorted(row)}",
+                code="MR-D046",
+                where=f"{self.store.url}/{METRICS}",
+                hint="remove the rows that are not whole",
+            )
+        return float(row["images"])
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows."""
@@ -203,8 +222,7 @@ class RunDir:
 
     def summary(self, figures: dict[str, Any]) -> None:
         """Writes summary.json: the figures of the run with versions and hardware."""
-        environment = json.loads(_read(self.store, ENV) or b"{}")
-        self.write_json(SUMMARY, {**figures, "environment": environment})
+        self.write_json(SUMMARY, {**figures, "environment": self._environment()})
 
     def finish(self, figures: dict[str, Any] | None = None) -> None:
         """Marks the run as complete; nothing is written into it any more."""

@@ -167,6 +167,8 @@ def test_an_edited_configuration_in_the_folder_is_refused_too(tmp_path: Path) ->
     path.write_text("{ not yaml")
     with pytest.raises(DataError, match="is not YAML"):
         start(str(tmp_path / "run"), resume=True)
+    with start(str(tmp_path / "run"), overwrite=True) as run:
+        assert run.config()["lr"] == 0.001, "a folder whose configuration is garbled can be emptied"
 
 
 def test_what_may_change_changes_and_auto_takes_what_was_chosen(url: str) -> None:

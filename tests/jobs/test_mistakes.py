@@ -242,6 +242,55 @@ def _resume_with_an_edited_configuration(place: Place) -> list[str]:
     return _in(place.run, place, "--resume", "--batch", "8", "--lr", "0.01")
 
 
+def _garbled(place: Place, name: str, text: str | bytes, *more: str) -> list[str]:
+    run = _unfinished(place)
+    (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return _in(run, place, "--resume", *more)
+
+
+@mistake(3, "MR-D046", "is not YAML", "run/config.yaml", "fix:", "command.txt", "--overwrite")
+def _resume_with_a_garbled_configuration(place: Place) -> list[str]:
+    return _garbled(place, "config.yaml", "batch: [4,\n  lr: }")
+
+
+@mistake(3, "MR-D046", "is not YAML", "run/config.yaml", "fix:")
+def _resume_with_a_configuration_of_noise(place: Place) -> list[str]:
+    return _garbled(place, "config.yaml", bytes(range(128, 256)))
+
+
+@mistake(3, "MR-D046", "keys and values", "NoneType", "run/config.yaml", "fix:")
+def _resume_with_an_empty_configuration(place: Place) -> list[str]:
+    return _garbled(place, "config.yaml", "")
+
+
+@mistake(3, "MR-D046", "keys and values", "list", "run/config.yaml", "fix:")
+def _resume_with_a_configuration_that_is_a_list(place: Place) -> list[str]:
+    return _garbled(place, "config.yaml", "- batch\n- lr\n", "--precision", "auto")
+
+
+@mistake(2, "differs", "batch: (absent) -> 4", "precision: (absent) -> auto", "fix:")
+def _resume_with_a_configuration_that_lacks_keys(place: Place) -> list[str]:
+    text = (place.run / "config.yaml").read_text()
+    kept = [x for x in text.splitlines() if not x.startswith(("batch:", "precision:"))]
+    return _garbled(place, "config.yaml", "\n".join(kept), "--precision", "auto")
+
+
+@mistake(2, "run/config.yaml: precision", "'auto'", "'potato'")
+def _resume_with_a_precision_that_is_none(place: Place) -> list[str]:
+    text = (place.run / "config.yaml").read_text().replace("precision: fp32", "precision: potato")
+    return _garbled(place, "config.yaml", text, "--precision", "auto")
+
+
+@mistake(3, "MR-D046", "is not JSON", "run/env.json", "fix:")
+def _resume_with_garbled_versions(place: Place) -> list[str]:
+    return _garbled(place, "env.json", "{")
+
+
+@mistake(3, "MR-D046", "is not JSON", "run/metrics.jsonl", "fix:")
+def _resume_with_garbled_curves(place: Place) -> list[str]:
+    return _garbled(place, "metrics.jsonl", "torn\n")
+
+
 @mistake(2, "no run folder", "--run-dir")
 def _resume_in_a_folder_of_something_else(place: Place) -> list[str]:
     (place.spare / "notes.txt").write_text("mine")
