@@ -1,0 +1,135 @@
+"""Latents -> images whose bytes are a function of (latent, render) alone.
+
+Convolutions choose their order of summing by the shape of the batch and the number of threads. So a
+generator always runs at one batch shape, padded, on one thread; several threads work on several
+batches. Then neither position, neighbours, threads nor workers change a byte, and what is left that
+can (device, type, versions) is named by `Renderer.record`.
+
+Shape letters: N images, D latent dimensions, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medray.errors import DataError, ResourceError, UsageError
+from medray.models.pggan import Generator
+
+BATCH = 16
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+# Grey levels by which an image may differ under another render.
+TOLERANCE = {"float32": 1, "bf16": 8}
+
+Pixels = npt.NDArray[np.uint8]
+Latents = npt.NDArray[np.float32]
+
+
+class Renderer:
+    """A generator at a fixed batch shape: latents (N, D) -> uint8 (N, H, W) or (N, H, W, 3).
+
+    `about` is what `load_generator` gives beside the network; `device` is "cpu" or "cuda". Safe to
+    use from several threads. UsageError for a type or batch that cannot be, ResourceError without
+    the device.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        about: dict[str, Any],
+        *,
+        batch: int = BATCH,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if batch < 1:
+            raise UsageError(f"batch must be at least 1, got {batch}")
+        if device != "cpu" and not torch.cuda.is_available():
+            raise ResourceError(f"device {device!r} was asked for, this machine has no GPU")
+        self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
+        self.px = int(about["px"])
+        self.channels = int(about["arguments"].get("channels", 1))
+        self.dims = generator.latent_dims
+        self.generator_sha256 = str(about["generator_sha256"])
+        self._generator = generator.to(self.device).eval().requires_grad_(False)
+        self._generator.compute_dtype = DTYPES[dtype]
+
+    def render(self, latents_ND: Latents) -> Pixels:
+        """The images of latents float32 (N, D), any N; DataError (MR-D070) if one is not finite."""
+        if latents_ND.ndim != 2 or latents_ND.shape[1] != self.dims:
+            raise ValueError(f"latents must have shape (N, {self.dims}), got {latents_ND.shape}")
+        starts = range(0, len(latents_ND), self.batch)
+        with one_thread(), torch.inference_mode():
+            parts = [self._part(latents_ND[start : start + self.batch]) for start in starts]
+        shape = (self.px, self.px) if self.channels == 1 else (self.px, self.px, 3)
+        return np.concatenate(parts) if parts else np.empty((0, *shape), np.uint8)
+
+    def _part(self, latents_ND: Latents) -> Pixels:
+        padded_ND = np.zeros((self.batch, self.dims), np.float32)
+        padded_ND[: len(latents_ND)] = latents_ND
+        with self._exact():
+            made = self._generator(torch.from_numpy(padded_ND).to(self.device), self.px, 1.0)
+        made = made[: len(latents_ND)].float()
+        if not torch.isfinite(made).all():
+            raise DataError(
+                "the generator gave values that are not finite; nothing of them is kept",
+                code="MR-D070",
+                where=f"generator {self.generator_sha256[:12]}",
+                hint="take an earlier checkpoint of its run: these weights are broken",
+            )
+        levels_NCHW = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        return np.ascontiguousarray(
+            levels_NCHW[:, 0] if self.channels == 1 else levels_NCHW.transpose(0, 2, 3, 1)
+        )
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
+        """On a GPU: fixed algorithms, and no TF32, which keeps 10 bits of the mantissa."""
+        if self.device.type == "cpu":
+            yield
+            return
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+
+    def record(self) -> dict[str, Any]:
+        """What beside the address decides an image's bytes; stands in its provenance."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else f"cpu {cpu_isa()}",
+            "dtype": self.dtype,
+            "memory_format": "channels_last",
+            "batch": self.batch,
+            "torch": torch.__version__,
+            "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+            "tf32": False,
+            "deterministic": True,
+        }
+
+
+def cpu_isa() -> str:
+    """The instruction set that torch and oneDNN choose their kernels by."""
+    parts = [torch.backends.cpu.get_cpu_capability()]
+    if torch.cpu._is_amx_tile_supported():
+        parts.append("AMX")
+    return "+".join(parts)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch works on one thread while this lasts; costs nothing where it does already."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
