@@ -1,0 +1,255 @@
+"""The wiring of jobs/latents.py: chunks by a pool of workers, fit, check, report."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from jobs import _latents_report as latents_report
+from jobs._latents_plan import Plan, alone, describe, make_plan, start, workers_of
+from jobs.latents import LatentsJob
+from medray import log
+from medray.dist.pool import run_on_actors
+from medray.errors import GateError, UsageError
+from medray.models.weights import load_classifier, load_generator
+from medray.sample.latents import LatentModel, Target
+from medray.sample.latents_check import Judge
+from medray.sample.latents_fit import LEAST_LATENTS, fit
+from medray.sample.latents_optimise import Chunk, Pair, Settings, optimise
+from medray.store import Store
+
+CHUNKS = "chunks"
+
+
+@dataclass
+class Found:
+    """The chunks of one target, in order, and how many chunks it may have."""
+
+    target: Target
+    most_chunks: int
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """Latents accepted so far."""
+        return sum(len(chunk.restarts_A) for chunk in self.chunks)
+
+
+def search(config: LatentsJob) -> None:
+    """Everything, from the networks to `latents.json`, which is written last."""
+    torch.set_num_threads(config.threads)
+    pair, about = load_pair(config.generator, config.classifier)
+    judge, judge_sha256 = load_judge(config, pair)
+    plan = make_plan(config, pair, {**about, "judge": judge_sha256})
+    judge.wanted(plan.targets)
+    workers = workers_of(config)
+    if config.dry_run:
+        describe(config, pair, plan, workers)
+        return
+    store = Store(config.out)
+    with alone(store):
+        if start(store, plan, config.overwrite):
+            log.event("complete", f"{config.out} is complete: nothing to do", plan=plan.hash)
+            return
+        found = collect(config, plan, workers)
+        model, reached = fitted(config, plan, found, about)
+        unreached = [f for f in found if f.accepted < LEAST_LATENTS]
+        figures = latents_report.write(store, config, plan, pair, judge, model, reached, unreached)
+        model.save(store)
+    missed = [f.target.name for f in found if f.accepted < config.min_accepted]
+    latents_report.say(store, figures)
+    if missed:
+        raise GateError(
+            f"fewer than --min-accepted {config.min_accepted} latents were accepted for "
+            f"{', '.join(missed)}",
+            hint="more --steps, a lower --threshold, or a generator that has learnt them",
+        )
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+def load_pair(generator: str, classifier: str) -> tuple[Pair, dict[str, str]]:
+    """Generator and classifier on this worker's device, and their digests."""
+    made, about = load_generator(generator)
+    seen, seen_about = load_classifier(classifier)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pair = Pair(
+        made.to(device),
+        seen.to(device),
+        generator_name=f"the generator {generator}",
+        classifier_name=f"the classifier {classifier}",
+    )
+    digests = {
+        "generator": about["generator_sha256"],
+        "classifier": seen_about["classifier_sha256"],
+    }
+    return pair, digests
+
+
+def load_judge(config: LatentsJob, pair: Pair) -> tuple[Judge, str | None]:
+    """The judge, and its digest; without one the classifier judges itself, and it is said."""
+    if config.judge is None:
+        return Judge(pair.classifier, "the classifier that steers", independent=False), None
+    network, about = load_classifier(config.judge)
+    if network.channels != pair.classifier.channels:
+        raise UsageError(
+            f"--judge {config.judge} takes images of {network.channels} channel(s), the generator "
+            f"makes {pair.classifier.channels}"
+        )
+    sha256 = str(about["classifier_sha256"])
+    own = Judge(network.to(pair.device), config.judge, independent=True)
+    return own, sha256
+
+
+# --- chunks -----------------------------------------------------------------------------------
+
+
+def collect(config: LatentsJob, plan: Plan, workers: int) -> list[Found]:
+    """Chunks of every target until it has as many latents as are wanted, or has started too often.
+
+    How many a round makes follows from the rounds before it alone, so workers do not matter.
+    """
+    most = math.ceil(config.per_class * config.most_starts / config.restarts)
+    found = [Found(target, most) for target in plan.targets]
+    total = config.per_class * len(found)
+    with log.Progress("optimising", total, "latents") as progress:
+        while wanted := [key for n, f in enumerate(found) for key in _next(config, n, f)]:
+            tell = functools.partial(_tell, progress, sum(f.accepted for f in found))
+            for number, chunk in _round(config, plan, wanted, workers, tell):
+                found[number].chunks.append(chunk)
+    for target in found:
+        if target.accepted < config.per_class:
+            _warn_scarce(config, target)
+    return found
+
+
+def _tell(progress: log.Progress, before: int, new: int) -> None:
+    progress.update(before + new)
+
+
+def _next(config: LatentsJob, number: int, found: Found) -> list[tuple[int, int]]:
+    """(target, chunk) of the next round: as many as the acceptance so far lets expect."""
+    missing, made = config.per_class - found.accepted, len(found.chunks)
+    if missing <= 0:
+        return []
+    rate = max(found.accepted, 1) / (made * config.restarts) if made else 1.0
+    chunks = min(math.ceil(missing / (rate * config.restarts)), max(made, 1) * 4)
+    return [(number, made + k) for k in range(min(chunks, found.most_chunks - made))]
+
+
+def _round(
+    config: LatentsJob,
+    plan: Plan,
+    wanted: list[tuple[int, int]],
+    workers: int,
+    tell: Callable[[int], None],
+) -> list[tuple[int, Chunk]]:
+    """The wanted chunks, in order; those on disk are taken as they are."""
+    store = Store(config.out)
+    missing = [key for key in wanted if _read(store, plan, key) is None]
+    if len(missing) < len(wanted):
+        log.event("resume", f"{len(wanted) - len(missing)} chunks are there already")
+    tasks = [
+        (config.out, plan.hash, plan.targets[n], config.seed, n, k, plan.settings)
+        for n, k in missing
+    ]
+    done = 0
+    if tasks:
+        made = run_on_actors(
+            load_state,
+            work,
+            tasks,
+            arguments=(config.generator, config.classifier, config.threads),
+            workers=workers,
+            cpus=config.threads,
+            gpus=config.gpus_per_worker,
+        )
+        for _, accepted in made:
+            done += accepted
+            tell(done)
+    return [(key[0], _whole(store, plan, key)) for key in wanted]
+
+
+def load_state(generator: str, classifier: str, threads: int) -> Pair:
+    """What a worker holds: the two networks."""
+    torch.set_num_threads(threads)
+    return load_pair(generator, classifier)[0]
+
+
+def work(
+    pair: Pair,
+    out: str,
+    plan_hash: str,
+    target: Target,
+    seed: int,
+    number: int,
+    chunk: int,
+    settings: Settings,
+) -> int:
+    """Makes one chunk and publishes it; how many latents it has."""
+    made = optimise(pair, target, seed, chunk, settings)
+    Store(out).write_bytes(_name((number, chunk)), made.to_bytes(plan_hash))
+    return len(made.restarts_A)
+
+
+def _name(key: tuple[int, int]) -> str:
+    return f"{CHUNKS}/{key[0]:03d}-{key[1]:05d}.safetensors"
+
+
+def _read(store: Store, plan: Plan, key: tuple[int, int]) -> Chunk | None:
+    try:
+        return Chunk.from_bytes(store.read_bytes(_name(key)), plan.hash)
+    except FileNotFoundError:
+        return None
+
+
+def _whole(store: Store, plan: Plan, key: tuple[int, int]) -> Chunk:
+    chunk = _read(store, plan, key)
+    assert chunk is not None, f"{_name(key)} was just made, and cannot be read"
+    return chunk
+
+
+# --- fit --------------------------------------------------------------------------------------
+
+
+def _warn_scarce(config: LatentsJob, found: Found) -> None:
+    starts = sum(chunk.starts for chunk in found.chunks)
+    best = max((chunk.best_refused for chunk in found.chunks), default=0.0)
+    log.warn(
+        "scarce",
+        f"{found.target.name}: {found.accepted:,} of {config.per_class:,} latents were accepted "
+        f"after {starts:,} starts of at most {config.steps} steps; the best refused one reached "
+        f"{best:.2f} of {config.threshold}",
+        target=found.target.name,
+        accepted=found.accepted,
+    )
+
+
+def fitted(
+    config: LatentsJob, plan: Plan, found: list[Found], digests: dict[str, str]
+) -> tuple[LatentModel, list[Found]]:
+    """The model over the targets that were reached; GateError where none was."""
+    reached = [f for f in found if f.accepted >= LEAST_LATENTS]
+    if not reached:
+        raise GateError(
+            f"no target was reached: {', '.join(config.classes)} have fewer than {LEAST_LATENTS} "
+            "accepted latents each",
+            hint="more --steps, a lower --threshold, or a generator that has learnt them",
+        )
+    latents = [
+        np.concatenate([chunk.latents_AD for chunk in f.chunks])[: config.per_class]
+        for f in reached
+    ]
+    model = LatentModel(
+        targets=tuple(f.target for f in reached),
+        gaussians=tuple(fit(latents, spread=config.spread)),
+        generator_sha256=digests["generator"],
+        classifier_sha256=digests["classifier"],
+    )
+    return model, reached
