@@ -1,6 +1,6 @@
-"""What the scores of images take: one check and one way of going through a set in bounded memory.
+"""What scores take: the checks of images and features, and a set's images in bounded memory.
 
-Shape letters: N images, C channels, H and W pixels.
+Shape letters: N images or rows, M rows, C channels, H and W pixels, D features.
 """
 
 from collections.abc import Iterator
@@ -8,11 +8,20 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from medray.errors import DataError
+
 Images = NDArray[np.generic]
 Floats = NDArray[np.float32]
 
 # Pixels converted and filtered at once: 16 MB in float32, four images of 1024 px.
 _PIXELS_AT_ONCE = 2**22
+
+
+class UndefinedMetricError(DataError):
+    """A score that these numbers do not have; never 0 instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="MR-D050")
 
 
 def grey_parts(images: Images, dtype: type) -> Iterator[tuple[int, NDArray[np.floating]]]:
@@ -41,3 +50,19 @@ def check_pair(real: Images, fake: Images) -> None:
             raise ValueError(f"images must be real numbers, got {images.dtype}")
         if images.dtype.kind == "f" and not all(np.isfinite(image).all() for image in images):
             raise ValueError("images must be finite, got nan or infinity")
+
+
+def check_features(first_ND: Images, second_MD: Images, least: int) -> None:
+    """ValueError unless both are finite (N, D) of one D >= 1, each of `least` rows at least."""
+    shapes = (first_ND.shape, second_MD.shape)
+    for features, shape in zip((first_ND, second_MD), shapes, strict=True):
+        if len(shape) != 2 or shape[1] < 1 or shape[1] != shapes[0][-1] or len(features) < least:
+            raise ValueError(
+                f"features must be (N, D) and (M, D), at least {least} rows each, "
+                f"got {shapes[0]} and {shapes[1]}"
+            )
+        if features.dtype.kind != "f" or not np.isfinite(features).all():
+            raise ValueError(
+                f"features must be finite floating numbers, got {features.dtype}"
+                f"{' with nan or infinity' if features.dtype.kind == 'f' else ''}"
+            )
