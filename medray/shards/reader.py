@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import google_crc32c as crc32c
 
@@ -225,6 +225,17 @@ class ShardReader:
         if image is None:
             raise DataError("the sample has no image", code="MR-D029", where=f"{row['key']}")
         return Sample.from_record(row["key"], record, image, mask)
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What is known of sample `number`, its pixels not read; DataError where damaged."""
+        row = self.rows[number]
+        for extension, offset, size, checksum in row["members"]:
+            if extension == _members.RECORD:
+                body = self._data.read(offset, size)
+                if f"{crc32c.value(body):08x}" != checksum:
+                    raise self._locate(row, self._data.read(row["offset"], row["size"]))
+                return _members.decode_record(body, self.where(row, extension, offset, size))
+        return {"label": row["label"]}
 
     def where(self, row: Row, extension: str, offset: int, size: int) -> str:
         """The place of a member, for messages."""

@@ -22,7 +22,7 @@ from medray.records import Batch
 from medray.stream.cache import ShardCache
 from medray.stream.decode import Array, Decoder, Records
 from medray.stream.mix import Mix
-from medray.stream.order import Order
+from medray.stream.order import Order, Positions
 from medray.stream.sets import OpenSet, Source
 
 SCHEMA = "medray.stream/1"
@@ -45,6 +45,7 @@ class Stream:
     A damaged sample is a DataError, or with `on_error="skip"` is replaced by the next good one of
     its source's order (which is then seen twice), counted in `skipped` and reported once; all ranks
     go on in step. UsageError for arguments that do not fit, DataError for sets that do not.
+    `kept` names, by source and shard, the only samples to give (`Roster.kept`).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Stream:
         threads: int = 2,
         prefetch: int = 4,
         size_px: int | None = None,
+        kept: Sequence[Sequence[Positions]] | None = None,
     ) -> None:
         _check_arguments(sources, rank, world, on_error, threads, prefetch)
         self._seed, self._rank, self._world, self._split = seed, rank, world, split
@@ -69,11 +71,16 @@ class Stream:
         cache = ShardCache(cache_dir, cache_bytes)
         self._sets = [OpenSet(source, split, cache) for source in sources]
         self._orders = [
-            Order(seed, number, [shard.samples for shard in opened.shards])
+            Order(
+                seed,
+                number,
+                [shard.samples for shard in opened.shards],
+                kept=None if kept is None else kept[number],
+            )
             for number, opened in enumerate(self._sets)
         ]
-        self.channels, self.size_px, self.bits = _agreed(self._sets, size_px)
-        self.classes = _united([opened.index.classes for opened in self._sets])
+        self.channels, self.size_px, self.bits = agreed(self._sets, size_px)
+        self.classes = united([opened.index.classes for opened in self._sets])
         self._class_ids = {name: number for number, name in enumerate(self.classes)}
         self._decoder = Decoder(self.channels, self.size_px, self.bits, self._sets[0].name)
         self.samples_per_epoch = sum(order.samples_per_epoch for order in self._orders)
@@ -169,7 +176,10 @@ class Stream:
             "split": self._split,
             "proportions": list(self._mix.counts),
             "samples": [order.samples_per_epoch for order in self._orders],
-            "content_sha256": [opened.fingerprint for opened in self._sets],
+            "content_sha256": [
+                opened.fingerprint + order.kept_digest
+                for opened, order in zip(self._sets, self._orders, strict=True)
+            ],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -264,7 +274,7 @@ def _check_arguments(
             raise UsageError(text)
 
 
-def _agreed(sets: Sequence[OpenSet], size_px: int | None) -> tuple[int, int, int]:
+def agreed(sets: Sequence[OpenSet], size_px: int | None) -> tuple[int, int, int]:
     """(channels, size_px, bits) of all sets; DataError naming two that differ."""
     forms = [(it.index.channels, it.index.size_px, it.index.bits) for it in sets]
     for other, form in zip(sets, forms, strict=True):
@@ -284,6 +294,6 @@ def _agreed(sets: Sequence[OpenSet], size_px: int | None) -> tuple[int, int, int
     return forms[0]
 
 
-def _united(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def united(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """All classes, in the order in which they are first named."""
     return tuple(dict.fromkeys(name for names in lists for name in names))

@@ -7,6 +7,8 @@ which bounds a cache of remote shards. Nothing but a position has to be saved.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,10 +27,21 @@ Positions = npt.NDArray[np.int64]
 
 
 class Order:
-    """Where the i-th sample of a source lies, for i counted over all epochs. Thread-safe."""
+    """Where the i-th sample of a source lies, for i counted over all epochs. Thread-safe.
 
-    def __init__(self, seed: int, source: int, shard_samples: Sequence[int]) -> None:
-        self._seed = seed
+    `kept` names the only samples to give, shard by shard; a shard may keep none.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        source: int,
+        shard_samples: Sequence[int],
+        kept: Sequence[Positions] | None = None,
+    ) -> None:
+        self._seed, self._kept_samples = seed, kept
+        if kept is not None:
+            shard_samples = [len(samples) for samples in kept]
         self._streams = f"stream.shards.{source}", f"stream.samples.{source}"
         self._samples = np.asarray(shard_samples, np.int64)
         self.samples_per_epoch = int(self._samples.sum())
@@ -36,6 +49,14 @@ class Order:
         self._starts = lru_cache(maxsize=4)(self._window_starts)
         self._kept: OrderedDict[tuple[int, int], tuple[Positions, Positions]] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def kept_digest(self) -> str:
+        """A digest of which samples were chosen; empty where all are."""
+        if self._kept_samples is None:
+            return ""
+        text = json.dumps([samples.tolist() for samples in self._kept_samples])
+        return f" of {hashlib.sha256(text.encode()).hexdigest()}"
 
     def locate(self, index_N: Positions) -> tuple[Positions, Positions]:
         """(shard number, sample number in it) of the samples `index_N`, counted over all epochs."""
@@ -83,4 +104,7 @@ class Order:
         address = (epoch << _WINDOW_BITS) | window
         drawn = rng.permutation(self._seed, self._streams[1], address, int(ends[-1]))
         which = np.searchsorted(ends, drawn, side="right")
+        if self._kept_samples is not None:
+            samples = np.concatenate([self._kept_samples[shard] for shard in shards])
+            return shards[which], samples[drawn]
         return shards[which], drawn - (ends - counts)[which]

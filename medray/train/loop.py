@@ -154,15 +154,21 @@ class Fit:
         *,
         batch_at: Callable[[int], int],
         snapshot: Snapshot,
+        enough: Callable[[], bool] | None = None,
     ) -> None:
+        """`enough` is asked on rank 0 after a snapshot: whether training may end before its time.
+
+        What it goes by must be in the algorithm's state, so that a resumed run ends there too.
+        """
         self.algorithm, self.batches, self.context = algorithm, batches, context
         self.folder, self.cadence = run, cadence
-        self.batch_at, self.snapshot = batch_at, snapshot
+        self.batch_at, self.snapshot, self.enough = batch_at, snapshot, enough
         self.checkpoints = Checkpoints(run.store, run.lease)
         self.curves = Curves(run.store) if context.rank == 0 else None
         self.meter = Meter()
         self.images = 0
         self.score: float | None = None
+        self.ended_early = False
 
     def run(self) -> dict[str, Any]:
         """Trains from the newest checkpoint to `total_images`; the figures of this attempt."""
@@ -172,7 +178,7 @@ class Fit:
                 self._picture()
             with log.Progress("train", self.cadence.total_images) as progress:
                 progress.update(self.images)
-                while self.images < self.cadence.total_images:
+                while not self.ended:
                     self._step(progress)
             self._checkpoint()
         seconds = time.monotonic() - started_s
@@ -183,6 +189,11 @@ class Fit:
             "images_per_s": (self.images - first) / seconds,
             "peak_memory_gib": peak_memory_gib(self.context.device),
         }
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.ended_early or self.images >= self.cadence.total_images
 
     def _resume(self) -> int:
         newest = self.checkpoints.newest()
@@ -201,6 +212,7 @@ class Fit:
         self.batches.restore(state["stream"])
         self.meter.restore(state["meter"])
         self.images, self.score = int(state["images"]), state["score"]
+        self.ended_early = bool(state.get("ended_early", False))
         if self.context.rank == 0:
             self.folder.cut_metrics(self.images)
             log.event("resumed", f"resumed at {self.images:,} images", images=self.images)
@@ -219,10 +231,11 @@ class Fit:
             self._row(progress)
         if due(self.images, batch_images, self.cadence.snapshot_images) or last:
             self._picture()
-        if due(self.images, batch_images, self.cadence.checkpoint_images) and not last:
+            self._ask_whether_enough()
+        if due(self.images, batch_images, self.cadence.checkpoint_images) and not self.ended:
             self._checkpoint()
         reason = self.context.agree_to_stop()
-        if reason and not last:
+        if reason and not self.ended:
             self._checkpoint()
             raise Stopped(
                 f"stopped at {self.images:,} images ({reason}); everything is saved",
@@ -260,6 +273,10 @@ class Fit:
             row = {f"snapshot/{name}": value for name, value in figures.items()}
             self._write_row(row)
 
+    def _ask_whether_enough(self) -> None:
+        if self.enough is not None:
+            self.ended_early = self.context.any(self.context.rank == 0 and self.enough())
+
     def _write_row(self, row: dict[str, float]) -> None:
         self.folder.append_metrics({"images": self.images, **row})
         if self.curves:
@@ -274,6 +291,7 @@ class Fit:
             "meter": self.meter.state(self.context),
             "world": self.context.world,
             "score": self.score,
+            **({"ended_early": True} if self.ended_early else {}),
         }
         if self.context.rank == 0:
             self.checkpoints.save(self.images, tensors, state)
