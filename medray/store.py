@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from medray._parts import PART, open_part, part_path
 from medray.errors import ResourceError, UsageError
 
-PART = ".part"
+__all__ = ["PART", "RETRY_DELAYS_S", "Store", "fsync_folder", "make_folder"]
 # An object store that answers 503, resets a connection or sends too few bytes is asked again.
 RETRY_DELAYS_S = (0.1, 0.3, 0.9, 2.7)
 
@@ -116,14 +117,14 @@ class Store:
             self._call("pipe_file", self._remote(name), data)
             return
         target = self.path(name)
-        part = target.with_name(f"{target.name}.{os.getpid()}{PART}")
+        part = part_path(target)
         try:
             make_folder(target.parent)
-            with part.open("wb") as file:
+            with open_part(part) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, target)
+                os.replace(part, target)
             fsync_folder(target.parent)
         except OSError as error:
             part.unlink(missing_ok=True)

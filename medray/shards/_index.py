@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from medray._parts import remove_dead
 from medray.errors import DataError
 from medray.records import SPLITS, ShardIndex
 from medray.shards import _members
@@ -18,6 +19,8 @@ def write_index(store: Store, index: ShardIndex) -> None:
     """Publishes `index.json`, which makes the set complete; DataError if it cannot be right."""
     _check_index(index, INDEX)
     store.write_bytes(INDEX, index.to_json().encode())
+    if store.is_local:
+        remove_dead(store.path())
 
 
 def read_index(store: Store) -> ShardIndex:

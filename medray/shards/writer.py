@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import secrets
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import google_crc32c as crc32c
 import numpy as np
 
+from medray._parts import open_part, part_path, remove_dead
 from medray.errors import DataError, ResourceError, UsageError
 from medray.records import SPLITS, Sample, Shard
 from medray.shards import _members, _tar
 from medray.shards.reader import Row, tar_name
-from medray.store import PART, Store, make_folder
+from medray.store import Store, make_folder
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -36,7 +36,7 @@ class ShardWriter:
         _check_choice("split", split, SPLITS)
         self._store, self._name, self._split, self._encoding = store, name, split, encoding
         self._part = _part_path(store, name)
-        self._file = self._part.open("wb", buffering=1 << 20)
+        self._file = open_part(self._part)
         self._rows: list[bytes] = []
         self._keys: set[str] = set()
         self._counts: Counter[str] = Counter()
@@ -57,13 +57,16 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, sample: Sample) -> None:
-        """Appends a sample; DataError for a bad or repeated key, or what the shard cannot hold."""
+    def add(self, sample: Sample, encoded: Sequence[tuple[str, bytes]] | None = None) -> None:
+        """Appends a sample; DataError for a bad or repeated key, or what the shard cannot hold.
+
+        `encoded` are its members (extension, bytes), sorted, where they were made elsewhere.
+        """
         self._check(sample)
         at = self._bytes
         pieces: list[bytes] = []
         members: list[tuple[str, int, int, str]] = []
-        for extension, data in _members.encode(sample, self._encoding):
+        for extension, data in encoded or _members.encode(sample, self._encoding):
             pieces += (_tar.header(f"{sample.key}.{extension}", len(data)), data)
             pieces.append(bytes(_tar.padding(len(data))))
             members.append((extension, at + _tar.BLOCK, len(data), f"{crc32c.value(data):08x}"))
@@ -119,12 +122,14 @@ class ShardWriter:
         """Publishes the tar, then its idx; returns the shard's line for `index.json`."""
         self._write(_tar.END)
         try:
-            self._file.close()
+            self._file.flush()
         except OSError as error:
             self.discard()
             raise ResourceError(f"cannot write {self._part}: {error.strerror}") from error
         rows = b"".join(self._rows)
+        # Open, and so locked, until it has its name.
         self._store.publish(self._part, tar_name(self._name))
+        self._file.close()
         self._store.write_bytes(f"{self._name}.idx", rows)
         return Shard(
             name=self._name,
@@ -150,12 +155,18 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def _part_path(store: Store, name: str) -> Path:
-    """A file for this writer alone: a late writer of the same shard must not write into it."""
-    unique = f"{tar_name(name)}.{os.getpid()}-{secrets.token_hex(4)}{PART}"
-    if not store.is_local:
-        return Path(tempfile.gettempdir(), f"medray-{unique}")
-    make_folder(store.path())
-    return store.path(unique)
+    """A file for this writer alone: a late writer of the same shard must not write into it.
+
+    What earlier writers of the shard left, dead by now, is removed.
+    """
+    if store.is_local:
+        target = store.path(tar_name(name))
+        make_folder(target.parent)
+        remove_dead(target.parent, (f"{target.name}.", f"{name}.idx."))
+    else:
+        target = Path(tempfile.gettempdir(), f"medray-{tar_name(name)}")
+        remove_dead(target.parent, (f"{target.name}.",))
+    return part_path(target)
 
 
 def classes_of(sample: Sample) -> set[str]:

@@ -107,6 +107,25 @@ def test_without_part_and_rename_a_kill_leaves_half_a_shard_under_its_name(sourc
     assert half_written(tmp_path / "out", tree(tmp_path / "clean")) == ["train-000000.tar"]
 
 
+def parts(out):
+    return sorted(path.name for path in out.rglob("*.part"))
+
+
+@pytest.mark.parametrize("removes", [True, False])
+def test_what_a_killed_writer_left_is_gone_after_the_same_command(
+    source, tmp_path, monkeypatch, removes
+):
+    out = tmp_path / "out"
+    dies(source, out, 12)
+    left = parts(out)
+    assert [name.split(".tar.")[0] for name in left] == ["train-000001"]
+    if not removes:  # the negative control
+        monkeypatch.setattr("medray.shards.writer.remove_dead", lambda *_: None)
+        monkeypatch.setattr("medray.shards._index.remove_dead", lambda *_: None)
+    run(source, out)
+    assert parts(out) == ([] if removes else left)
+
+
 def interrupted(source, out, monkeypatch):
     """A pack that ends after two of its three shards."""
     made = pack_module.pack_shard
