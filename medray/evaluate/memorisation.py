@@ -153,11 +153,7 @@ class Gate:
 
         DataError for images of another size or channels than the training images.
         """
-        self._check(images)
-        found = [
-            _nearest(pixel_M, cosine_M, self.facts)
-            for pixel_M, cosine_M in similarities(images, self.training, self.extractor)
-        ]
+        found = [nearest_of(*rows, self.facts) for rows in self.similarities(images)]
         copies, pixel, cosine, nearest = zip(*found, strict=True) if found else ((), (), (), ())
         return Verdict(
             np.array(copies, np.bool_),
@@ -166,15 +162,15 @@ class Gate:
             np.array(nearest, np.int64),
         )
 
-    def hits(self, images: Pixels) -> list[npt.NDArray[np.int64]]:
-        """For each image, the numbers of all training images that it is too much like."""
+    def similarities(self, images: Pixels) -> Iterator[tuple[Floats, Floats]]:
+        """Of each image: correlation and cosine with every training image, (M,) each."""
         self._check(images)
-        return [
-            np.flatnonzero(
-                (pixel_M > self.facts.pixel_threshold) | (cosine_M > self.facts.cosine_threshold)
-            )
-            for pixel_M, cosine_M in similarities(images, self.training, self.extractor)
-        ]
+        return similarities(images, self.training, self.extractor)
+
+    def too_like(self, pixel_M: Floats, cosine_M: Floats) -> npt.NDArray[np.bool_]:
+        """Which training images an image with these similarities is too much like, (M,)."""
+        found_M: npt.NDArray[np.bool_] = pixel_M > self.facts.pixel_threshold
+        return found_M | (cosine_M > self.facts.cosine_threshold)
 
     def _check(self, images: Pixels) -> None:
         _checked(images)
@@ -297,7 +293,7 @@ def best_inside(row_M: Floats, inside_AM: npt.NDArray[np.bool_]) -> Floats:
     return best_A
 
 
-def _nearest(pixel_M: Floats, cosine_M: Floats, facts: Facts) -> tuple[bool, float, float, int]:
+def nearest_of(pixel_M: Floats, cosine_M: Floats, facts: Facts) -> tuple[bool, float, float, int]:
     """Copy or not, both similarities, the number of the nearest training image."""
     pixel, cosine = float(pixel_M.max()), float(cosine_M.max())
     by_pixel, by_cosine = pixel > facts.pixel_threshold, cosine > facts.cosine_threshold

@@ -6,6 +6,7 @@ Shape letters: N images, H and W pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,10 +42,23 @@ class Rows:
         return cls(*(tuple(v for part in parts for v in getattr(part, name)) for name in names))
 
 
-class ImageSet:
-    """One split of a set, or all of it (`split` None); `name` is what messages call it."""
+@dataclass(frozen=True)
+class Part:
+    """A shard, and which of its samples are read."""
 
-    def __init__(self, url: str, split: str | None, name: str = "") -> None:
+    shard: Shard
+    numbers: tuple[int, ...]
+
+
+class ImageSet:
+    """One split of a set, or all of it (`split` None); `name` is what messages call it.
+
+    With `most`, as many images at most, evenly spread over the set.
+    """
+
+    def __init__(
+        self, url: str, split: str | None, name: str = "", most: int | None = None
+    ) -> None:
         self.store, self.split = Store(url), split
         self.index = read_index(self.store)
         every = self.index.shards
@@ -64,8 +78,11 @@ class ImageSet:
                 where=self.store.url,
             )
 
+        self.present = sum(shard.samples for shard in self.shards)
+        self.parts = _parts(self.shards, min(self.present, most or self.present))
+
     def __len__(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+        return sum(len(part.numbers) for part in self.parts)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,16 +97,29 @@ class ImageSet:
 
     @property
     def sha256(self) -> str:
-        """A digest of the content: of its shards', in order."""
-        return shards_sha256(self.shards)
+        """A digest of what is read of it."""
+        facts = [[part.shard.sha256, list(part.numbers)] for part in self.parts]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def batches(self) -> Iterator[tuple[Pixels, Rows]]:
         """All images, 256 at a time, as uint8 (N, H, W) or (N, H, W, 3).
 
         DataError for a damaged shard, or an image of another size than the set's.
         """
-        for shard in self.shards:
-            yield from shard_batches(self.store, shard)
+        for part in self.parts:
+            yield from part_batches(self.store, part)
+
+    def take(self, numbers: Sequence[int]) -> Pixels:
+        """The images of these numbers (0 to N - 1 over all parts), in the order given."""
+        first = 0
+        found: dict[int, Pixels] = {}
+        for part in self.parts:
+            here = sorted({n for n in numbers if first <= n < first + len(part.numbers)})
+            if here:
+                reader = open_shard(self.store, part.shard)
+                found |= {n: as_bytes(reader.sample(part.numbers[n - first])) for n in here}
+            first += len(part.numbers)
+        return np.stack([found[int(number)] for number in numbers])
 
     def images(self) -> Iterator[Pixels]:
         """The pixels alone."""
@@ -105,11 +135,26 @@ class ImageSet:
         return np.concatenate([images for images, _ in parts]), Rows.joined([r for _, r in parts])
 
 
-def shard_batches(store: Store, shard: Shard) -> Iterator[tuple[Pixels, Rows]]:
-    """The images of one shard in order, with what is known of them."""
-    reader = open_shard(store, shard)
-    for first in range(0, len(reader), AT_ONCE):
-        numbers = range(first, min(first + AT_ONCE, len(reader)))
+def _parts(shards: Sequence[Shard], wanted: int) -> tuple[Part, ...]:
+    """`wanted` of all samples, evenly spread."""
+    total, first, parts = sum(shard.samples for shard in shards), 0, []
+    for shard in shards:
+        numbers = tuple(
+            n
+            for n in range(shard.samples)
+            if (first + n + 1) * wanted // total > (first + n) * wanted // total
+        )
+        if numbers:
+            parts.append(Part(shard, numbers))
+        first += shard.samples
+    return tuple(parts)
+
+
+def part_batches(store: Store, part: Part) -> Iterator[tuple[Pixels, Rows]]:
+    """The images of one part in order, with what is known of them."""
+    reader, shard = open_shard(store, part.shard), part.shard
+    for first in range(0, len(part.numbers), AT_ONCE):
+        numbers = part.numbers[first : first + AT_ONCE]
         samples = [reader.sample(number) for number in numbers]
         shapes = {sample.image.shape for sample in samples}
         if len(shapes) > 1:
@@ -142,11 +187,6 @@ def as_bytes(sample: Sample) -> Pixels:
         f"sample {sample.key} is {image.dtype} of shape {image.shape}, not an image",
         code="MR-D068",
     )
-
-
-def shards_sha256(shards: Sequence[Shard]) -> str:
-    """A digest of the content of some shards."""
-    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
 
 def same_kind(first: ImageSet, *others: ImageSet) -> None:

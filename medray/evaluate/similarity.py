@@ -132,8 +132,16 @@ class Training:
         return cls(*halves, tensors["mean"], tensors["deviation"])
 
 
-def training_of(batches: Iterable[Pixels], extractor: Extractor) -> Training:
-    """The training side, one batch in memory at a time; DataError where there is no image."""
+Scale = tuple[Tensor, Tensor]
+
+
+def training_of(
+    batches: Iterable[Pixels], extractor: Extractor, scale: Scale | None = None
+) -> Training:
+    """The training side, one batch in memory at a time; DataError where there is no image.
+
+    `scale` (mean and deviation of the features) comes from these images where it is not given.
+    """
     windows, plain, variants = [], [], []
     for images in batches:
         windows.append(window_ND(fine_NFF(images), fine_of(images.shape[1])).half())
@@ -149,16 +157,18 @@ def training_of(batches: Iterable[Pixels], extractor: Extractor) -> Training:
         variants.append(found_NVE)
     if not windows:
         raise DataError("no training images to compare with", code="MR-D064")
-    plain_ME = np.concatenate(plain).astype(np.float64)
-    mean_E = torch.from_numpy(plain_ME.mean(0).astype(np.float32))
-    spread_E = plain_ME.std(0)
-    # A feature that never changes says nothing: it must not be blown up to say it loudly.
-    spread_E = np.where(spread_E > 1e-6 * np.abs(plain_ME).max(0), spread_E, np.inf)
-    deviation_E = torch.from_numpy(spread_E.astype(np.float32))
+    mean_E, deviation_E = scale or _scale(np.concatenate(plain).astype(np.float64))
     found_ME = torch.from_numpy(np.concatenate(variants).reshape(-1, len(mean_E)))
     embeddings_ME = unit(found_ME, mean_E, deviation_E).half()
     # What is compared with is what is written: rounded to halves, here as after loading.
     return Training(torch.cat(windows).float(), embeddings_ME.float(), mean_E, deviation_E)
+
+
+def _scale(plain_ME: npt.NDArray[np.float64]) -> Scale:
+    mean_E, spread_E = plain_ME.mean(0), plain_ME.std(0)
+    # A feature that never changes says nothing: it must not be blown up to say it loudly.
+    spread_E = np.where(spread_E > 1e-6 * np.abs(plain_ME).max(0), spread_E, np.inf)
+    return torch.from_numpy(mean_E).float(), torch.from_numpy(spread_E).float()
 
 
 def unit(features_NE: Tensor, mean_E: Tensor, deviation_E: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""A whole set against the gate: its rate of near-copies of training and of hold-out images.
+
+A set passes when rate(train) - rate(hold-out) has a 95% interval that includes 0, or that ends at
+0.1% at most. Both rates are against sets of one size: the hold-out, and 100 training subsets as
+large as it. Beside that stands the plain number of near-copies, against all training images.
+
+Shape letters: N images, M training images, A draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.evaluate.memorisation import Gate, nearest_of, subsets
+from medray.evaluate.similarity import Pixels, training_of
+from medray.metrics import intervals
+from medray.store import Store
+
+Arrays = dict[str, npt.NDArray[Any]]
+TRAIN, HOLDOUT = "train", "holdout"
+ALLOWED_EXCESS = 0.001
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The gate, and its counterpart: the hold-out's images at the same thresholds."""
+
+    gate: Gate
+    holdout: Gate
+
+    @classmethod
+    def of(cls, gate: Gate, holdout: Iterable[Pixels]) -> Pair:
+        """A gate with the images it was held against."""
+        scale = (gate.training.mean_E, gate.training.deviation_E)
+        return cls(
+            gate, Gate(gate.facts, training_of(holdout, gate.extractor, scale), gate.extractor)
+        )
+
+    def save(self, store: Store) -> None:
+        """Writes both."""
+        self.gate.save(store.child(TRAIN))
+        self.holdout.save(store.child(HOLDOUT))
+
+    @classmethod
+    def load(cls, url: str) -> Pair:
+        """What `save` wrote."""
+        return cls(*(Gate.load(f"{url}/{name}") for name in (TRAIN, HOLDOUT)))
+
+    @property
+    def sha256(self) -> str:
+        """A digest of both."""
+        return hashlib.sha256((self.gate.sha256 + self.holdout.sha256).encode()).hexdigest()
+
+    def judge(self, images: Pixels) -> Arrays:
+        """Per image: the gate's verdict, and how often it is a copy at equal sizes of both sets.
+
+        `copy`, `similarity`, `cosine`, `nearest`; `train_rate` over the subsets, `holdout_rate`
+        0 or 1.
+        """
+        facts, gate = self.gate.facts, self.gate
+        size = min(len(gate.training), len(self.holdout.training))
+        inside_AM = subsets(len(gate.training), size, facts.seed)
+        # A hold-out larger than the training set is cut to its size, as the first subset of it.
+        kept_H = subsets(len(self.holdout.training), size, facts.seed)[0]
+        rows = []
+        both = zip(gate.similarities(images), self.holdout.similarities(images), strict=True)
+        for of_train, of_holdout in both:
+            hits_M, held_H = gate.too_like(*of_train), gate.too_like(*of_holdout)
+            rate = float(inside_AM[:, hits_M].any(axis=1).mean())
+            rows.append((*nearest_of(*of_train, facts), rate, float((held_H & kept_H).any())))
+        columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+        return {
+            name: np.array(column, kind)
+            for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)
+        }
+
+
+COLUMNS: dict[str, Any] = {
+    "copy": np.bool_,
+    "similarity": np.float32,
+    "cosine": np.float32,
+    "nearest": np.int64,
+    "train_rate": np.float32,
+    "holdout_rate": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the gate found in a whole set."""
+
+    images: int
+    near_copies: int
+    near_copies_ci: tuple[float, float]
+    train_rate: float
+    holdout_rate: float
+    excess: float
+    excess_ci: tuple[float, float]
+
+    @property
+    def passes(self) -> bool:
+        """Whether training images are met no more often than hold-out images are."""
+        low, high = self.excess_ci
+        return low <= 0 <= high or high <= ALLOWED_EXCESS
+
+
+def audit(found: Arrays, *, seed: int, draws: int) -> Audit:
+    """The verdict on a set from what `Pair.judge` gave for its images; ValueError for none."""
+    train_N, held_N = (found[name].astype(np.float64) for name in ("train_rate", "holdout_rate"))
+    excess_N = train_N - held_N
+    estimate, low, high = intervals.bootstrap(
+        lambda rows_N: float(excess_N[rows_N].mean()), len(excess_N), seed=seed, draws=draws
+    )
+    copies = int(found["copy"].sum())
+    return Audit(
+        len(excess_N),
+        copies,
+        intervals.binomial_interval(copies, len(excess_N)),
+        float(train_N.mean()),
+        float(held_N.mean()),
+        estimate,
+        (low, high),
+    )
+
+
+def closest(found: Arrays, count: int) -> npt.NDArray[np.int64]:
+    """The numbers of those most like a training image: copies first, then by the higher measure."""
+    likeness_N = np.maximum(found["similarity"], found["cosine"])
+    order_N = np.lexsort((np.arange(len(likeness_N)), -likeness_N, ~found["copy"]))
+    return order_N[:count].astype(np.int64)
