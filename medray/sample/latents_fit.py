@@ -26,6 +26,8 @@ MOST_DIRECTIONS = 64
 LEAST_LATENTS = 8
 # A column is a direction of its own where this much of its length is not in the columns before it.
 _INDEPENDENT = 1e-6
+# The 99% point of the Tracy-Widom distribution of order 1.
+RARE = 2.0234
 
 
 def fit(accepted: Sequence[Floats], *, spread: float = 1.0) -> list[Gaussian]:
@@ -117,12 +119,13 @@ def _spikes(rows_ND: Wide, dims: int) -> tuple[Wide, Wide]:
     if dims < 1:
         return np.empty((width, 0)), np.empty(0)
     seen_D, turned_DD = np.linalg.eigh(rows_ND.T @ rows_ND / count)
-    # The subspace that was taken out, and latents fewer than dimensions, show as zeros.
     ratio, level = dims / count, float(seen_D.sum()) / dims
+    if level < _INDEPENDENT:
+        return np.empty((width, 0)), np.empty(0)
     seen_D = seen_D / level
-    wide_D = seen_D > (1 + ratio**0.5) ** 2
-    narrow_D = (seen_D < (1 - ratio**0.5) ** 2) & (seen_D > _INDEPENDENT) & (ratio < 1)
-    chosen = np.flatnonzero(wide_D | narrow_D)
+    low, high = _noise(count, dims)
+    # The subspace that was taken out, and latents fewer than dimensions, show as zeros.
+    chosen = np.flatnonzero((seen_D > high) | ((seen_D < low) & (seen_D > _INDEPENDENT)))
     strength = np.abs(np.log(seen_D[chosen]))
     chosen = chosen[np.argsort(-strength, kind="stable")[:MOST_DIRECTIONS]]
     if not len(chosen):
@@ -130,6 +133,18 @@ def _spikes(rows_ND: Wide, dims: int) -> tuple[Wide, Wide]:
     true_R = _unbiased(seen_D[chosen], ratio)
     cosine_R = (1 - ratio / (true_R - 1) ** 2) / (1 + ratio / (true_R - 1))
     return turned_DD[:, chosen], 1 + (true_R - 1) * np.clip(cosine_R, 0, 1)
+
+
+def _noise(count: int, dims: int) -> tuple[float, float]:
+    """Sample variances that noise alone leaves, on each side, once in a hundred times.
+
+    The edges of Marchenko and Pastur widened as Johnstone (Annals of Statistics 29, 2001) and
+    Feldheim and Sodin (2010) give it; none below where the latents are fewer than the dimensions.
+    """
+    n, d = count**0.5, dims**0.5
+    high = (n + d) ** 2 + RARE * (n + d) * (1 / n + 1 / d) ** (1 / 3)
+    low = (n - d) ** 2 - RARE * (n - d) * (1 / d - 1 / n) ** (1 / 3) if n > d else 0.0
+    return low / count, high / count
 
 
 def _unbiased(seen_R: Wide, ratio: float) -> Wide:
