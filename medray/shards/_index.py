@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from typing import Any
 
 from medray._parts import remove_dead
 from medray.errors import DataError
@@ -10,7 +13,7 @@ from medray.records import SPLITS, ShardIndex
 from medray.shards import _members
 from medray.store import Store
 
-INDEX = "index.json"
+INDEX, DIGEST = "index.json", "sha256"
 BITS = (8, 16, 32, 64)
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -18,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 def write_index(store: Store, index: ShardIndex) -> None:
     """Publishes `index.json`, which makes the set complete; DataError if it cannot be right."""
     _check_index(index, INDEX)
-    store.write_bytes(INDEX, index.to_json().encode())
+    store.write_bytes(INDEX, _sealed(index.to_json()).encode())
     if store.is_local:
         remove_dead(store.path())
 
@@ -36,11 +39,43 @@ def read_index(store: Store) -> ShardIndex:
             hint="give the folder that `medray pack` wrote, or run the same pack command again",
         ) from error
     try:
-        index = ShardIndex.from_json(data.decode(), where)
+        index = ShardIndex.from_json(_unsealed(data.decode(), where), where)
     except UnicodeDecodeError as error:
         raise DataError("the index is not text", code="MR-D021", where=where) from error
     _check_index(index, where)
     return index
+
+
+def _sealed(text: str) -> str:
+    """An index with the digest of what it says, so that it vouches for itself."""
+    fields = json.loads(text)
+    return json.dumps({**fields, DIGEST: _digest(fields)}, indent=1, sort_keys=True) + "\n"
+
+
+def _unsealed(text: str, where: str) -> str:
+    """An index without its digest; DataError where it says something else than was written.
+
+    Older sets have none.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(fields, dict) or DIGEST not in fields:
+        return text
+    if fields.pop(DIGEST) != _digest(fields):
+        raise DataError(
+            "the index is not what was written (sha256 differs)",
+            code="MR-D024",
+            where=where,
+            hint="copy the index back, or pack the set again",
+        )
+    return json.dumps(fields)
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_index(index: ShardIndex, where: str) -> None:

@@ -80,6 +80,57 @@ def test_verify_finds_every_flipped_bit_and_names_shard_and_place(whole: Path) -
     assert verify(Store(whole)) == []
 
 
+INDEX_CHANGES = {
+    '"licence": ""': '"licence": "CC BY 4.0"',
+    '"audited": false': '"audited": true',
+    '"opacity": ': '"rare": ',
+    '"bytes": 1': '"bytes": 2',
+    '"name": "small"': '"name": "smale"',
+}
+
+
+@pytest.mark.parametrize("old", INDEX_CHANGES)
+def test_an_index_that_was_changed_is_refused(tmp_path: Path, old: str) -> None:
+    index = make_set(tmp_path, IMAGES, encoding="raw")
+    path = tmp_path / "index.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, INDEX_CHANGES[old], 1))
+    with pytest.raises(DataError, match="not what was written") as caught:
+        read_index(Store(tmp_path))
+    assert caught.value.where.endswith("index.json") and "fix:" in str(caught.value)
+    assert [error.where for error in verify(Store(tmp_path))] == [caught.value.where]
+    path.write_text(text)
+    assert read_index(Store(tmp_path)) == index and verify(Store(tmp_path)) == []
+
+
+def test_no_flipped_bit_of_an_index_changes_what_is_read(tmp_path: Path) -> None:
+    index = make_set(tmp_path, IMAGES)
+    path = tmp_path / "index.json"
+    whole, generator = path.read_bytes(), random.Random(4)
+    refused = 0
+    for _ in range(500):
+        bit = generator.randrange(8 * len(whole))
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            assert read_index(Store(tmp_path)) == index, f"bit {bit}"
+        except DataError:
+            refused += 1
+    assert refused > 400, "only a flip from one white space to another is harmless"
+
+
+def test_control_an_index_without_its_digest_lets_changes_through(tmp_path: Path) -> None:
+    """And so is an index of before there was one still read."""
+    index = make_set(tmp_path, IMAGES)
+    path = tmp_path / "index.json"
+    path.write_text(index.to_json())
+    assert read_index(Store(tmp_path)) == index
+    path.write_text(index.to_json().replace('"audited": false', '"audited": true'))
+    assert read_index(Store(tmp_path)).audited
+
+
 def _span(error: DataError) -> tuple[int, int]:
     words = error.where.replace(",", "").split()
     return int(words[words.index("bytes") + 1]), int(words[-1])
