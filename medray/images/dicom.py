@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.errors import DataError
+from medray.images.functional_groups import GROUPS, take_first_frame
 from medray.images.pixels import Decoded, Window, check_size, grey_levels, windowed
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Header:
 def decode_dicom(data: bytes, window: Window = "auto") -> Decoded:
     """The first frame of a DICOM file; DataError for anything that cannot be decoded."""
     with _quiet():
-        dataset = _guarded(lambda: read(data))
+        dataset = _guarded(lambda: _read_first_frame(data))
         return _guarded(lambda: to_decoded(dataset, window))
 
 
@@ -88,6 +89,12 @@ def read(data: bytes, *more: str) -> Dataset:
 
     tags = [Tag(name) for name in (*ALLOWED, *more)]
     return pydicom.dcmread(io.BytesIO(_inflated(data)), specific_tags=tags)
+
+
+def _read_first_frame(data: bytes) -> Dataset:
+    dataset = read(data, *GROUPS)
+    take_first_frame(dataset)
+    return dataset
 
 
 def first_frame(dataset: Dataset) -> Array:

@@ -11,7 +11,8 @@ from pydicom.pixels import apply_windowing
 from medray.errors import DataError
 from medray.images import decode, dicom
 from medray.images.dicom import dicom_header, first_frame, read
-from tests.made_dicom import deflated, dicom_bytes, dicom_dataset
+from medray.images.functional_groups import GROUPS, take_first_frame
+from tests.made_dicom import deflated, dicom_bytes, dicom_dataset, saved
 
 VALUES = np.random.default_rng(0).integers(-1024, 3000, (20, 30)).astype(np.int16)
 CODES = {f"MR-D{number}" for number in (101, 102, 103, 104, 105, 107, 113, 114)}
@@ -111,6 +112,96 @@ def test_a_voi_table_is_applied():
     ramp = np.array([[0, 1], [2, 3]], np.uint16)
     image = decode(dicom_bytes(ramp, VOILUTSequence=[item])).image
     np.testing.assert_array_equal(image, [[0, 65535], [100, 7]])
+
+
+def group(**macros):
+    """An item of functional groups: macro=dict of its attributes."""
+    item = Dataset()
+    for macro, attributes in macros.items():
+        inner = Dataset()
+        for name, value in attributes.items():
+            setattr(inner, name, value)
+        setattr(item, macro, [inner])
+    return item
+
+
+def enhanced(shared, per_frame, **attributes):
+    """A data set of two frames: VALUES, and another that must not matter."""
+    return dicom_dataset(
+        np.concatenate([VALUES, VALUES[::-1] // 2]),
+        Rows=VALUES.shape[0],
+        NumberOfFrames=2,
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=per_frame,
+        **attributes,
+    )
+
+
+WINDOW = {"WindowCenter": [50, 9], "WindowWidth": [200, 9], "VOILUTFunction": "LINEAR_EXACT"}
+RESCALE = {"RescaleSlope": 2, "RescaleIntercept": -100, "RescaleType": "US"}
+OTHER = group(
+    FrameVOILUTSequence={"WindowCenter": 7, "WindowWidth": 7},
+    PixelValueTransformationSequence={"RescaleSlope": 9, "RescaleIntercept": 9},
+)
+
+
+@pytest.mark.parametrize("undefined_length", [False, True])
+@pytest.mark.parametrize("home", ["shared", "per frame", "one in each"])
+def test_an_enhanced_file_is_windowed_as_its_first_frame_says(home, undefined_length):
+    facts = {
+        "PixelValueTransformationSequence": RESCALE,
+        "PixelMeasuresSequence": {"PixelSpacing": [0.5, 0.7]},
+    }
+    window, rescale = group(FrameVOILUTSequence=WINDOW), group(**facts)
+    both, none = group(FrameVOILUTSequence=WINDOW, **facts), Dataset()
+    homes = {"shared": (both, none), "per frame": (none, both), "one in each": (rescale, window)}
+    shared, first = homes[home]
+    dataset = enhanced(shared, [first, OTHER])
+    if undefined_length:
+        for name in GROUPS:
+            dataset[name].is_undefined_length = True
+    decoded = decode(saved(dataset))
+    expected = np.clip((VALUES * 2.0 - 100 + 50) / 200, 0, 1) * 65535
+    np.testing.assert_allclose(decoded.image, expected, atol=0.51)
+    assert decoded.window == (50, 200) and decoded.spacing_mm == (0.5, 0.7)
+    assert decoded.frames == 2
+
+
+def test_control_without_the_groups_the_window_is_another(monkeypatch):
+    data = saved(enhanced(group(FrameVOILUTSequence=WINDOW), [Dataset(), OTHER]))
+    assert decode(data).window == (50, 200)
+    monkeypatch.setattr(dicom, "take_first_frame", lambda dataset: None)
+    assert decode(data).window != (50, 200)
+
+
+def test_a_frames_own_window_is_used_whole():
+    """Its absent function is LINEAR, whatever stands at the top of the file."""
+    top = {"WindowCenter": 1, "WindowWidth": 1, "VOILUTFunction": "SIGMOID"}
+    own = {"WindowCenter": 50, "WindowWidth": 200}
+    data = saved(enhanced(Dataset(), [group(FrameVOILUTSequence=own), OTHER], **top))
+    np.testing.assert_array_equal(decode(data).image, decode(dicom_bytes(VALUES, **own)).image)
+
+
+def test_nothing_else_of_the_groups_survives():
+    content = {"FrameComments": "CANARY", "FrameAcquisitionDateTime": "20260101"}
+    first = group(FrameVOILUTSequence=WINDOW, FrameContentSequence=content)
+    data = saved(enhanced(group(FrameAnatomySequence={"FrameLaterality": "R"}), [first, OTHER]))
+    assert "CANARY" in str(read(data, *GROUPS))  # the control: it is in the file
+    dataset = read(data, *GROUPS)
+    take_first_frame(dataset)
+    assert "CANARY" not in str(dataset) and "Laterality" not in str(dataset)
+    assert "WindowCenter" in dataset and not any(name in dataset for name in GROUPS)
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"\0" * 8, b"\xfe\xff\0\xe0\xff\xff\xff\x7f"])
+def test_broken_groups_are_one_data_error_or_none(spoiled):
+    data = saved(enhanced(group(FrameVOILUTSequence=WINDOW), [Dataset(), OTHER]))
+    start = data.index(b"\x00\x52\x29\x92SQ") + 12
+    broken = data[:start] + spoiled + data[start + len(spoiled) :]
+    try:
+        assert decode(broken).image.shape == VALUES.shape
+    except DataError as error:
+        assert error.code in CODES
 
 
 def test_a_deflated_file_is_read_and_a_deflate_bomb_refused(monkeypatch):
