@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos_budget import pytest_runtest_setup
+
+__all__ = ["pytest_runtest_setup"]
+
 # Equal threads on every machine: results depend on them bit for bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
