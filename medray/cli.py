@@ -1,9 +1,10 @@
-"""The `medray` command: jobs by name, and submit, local, verify, doctor.
+"""The `medray` command: jobs by name, and submit, local, verify, regenerate, doctor.
 
 medray NAME ...            runs jobs/NAME.py here
 medray submit NAME ...     runs it on a Ray cluster and ends with its own exit code
 medray local NAME ...      starts a Ray on this machine for it, submits, and stops that Ray
 medray verify SET          checks every digest of a set of shards
+medray regenerate ARCHIVE ADDRESS --out FILE    makes one synthetic image again
 medray doctor              what this machine has, and what it lacks
 """
 
@@ -106,6 +107,15 @@ def _verify(argv: Sequence[str]) -> int:
     return 0
 
 
+def _regenerate(argv: Sequence[str]) -> int:
+    """The job of that name; its two first arguments stand for --archive and --address."""
+    if argv and argv[0].startswith("-"):
+        return run_job("regenerate", argv)
+    if len(argv) < 2:
+        raise UsageError("usage: medray regenerate ARCHIVE ADDRESS --out FILE")
+    return run_job("regenerate", ["--archive", argv[0], "--address", argv[1], *argv[2:]])
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from medray import doctor
 
@@ -116,6 +126,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": _submit,
     "local": _local,
     "verify": _verify,
+    "regenerate": _regenerate,
     "doctor": _doctor,
 }
 

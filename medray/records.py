@@ -24,7 +24,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a synthetic image comes from; `address` alone is enough to make it again."""
+    """Where a synthetic image comes from; `address` alone is enough to make it again.
+
+    `nearest` is its likeness to the training images; `audited`, that a gate which catches copies
+    compared them.
+    """
 
     address: str
     generator_sha256: str
@@ -35,6 +39,7 @@ class Provenance:
     probabilities: dict[str, float]
     nearest: float | None
     render: dict[str, Any]
+    audited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

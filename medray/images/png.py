@@ -1,14 +1,15 @@
 """PNG, both ways and fast: 8 or 16 bit, grey or RGB, the same bytes for the same pixels.
 
-Written with the Up filter on every row and ISA-L's deflate, which beats libpng's adaptive filter
-on speed by far and, on x-rays, on size too. Shapes: (H, W) grey or (H, W, 3) RGB.
+Written with ISA-L's deflate and either the Up filter on every row, which is read back fastest, or
+the one of Sub, Up and Average that leaves the smallest residues in a row, which takes a few percent
+fewer bytes. Shapes: (H, W) grey or (H, W, 3) RGB; B bytes of a row.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -24,16 +25,18 @@ _BROKEN = cast(type[Exception], isal_zlib.error)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Levels 2 and 3 are slower and save under 1% here; level 0 writes 40% more.
 DEFLATE_LEVEL = 1
-UP = 2
+SUB, UP, AVERAGE = 1, 2, 3
+Filter = Literal["up", "smallest"]
 _GREY, _RGB = 0, 2
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def encode_png(image: Image, text: Mapping[str, str] | None = None) -> bytes:
+def encode_png(image: Image, text: Mapping[str, str] | None = None, filter: Filter = "up") -> bytes:
     """PNG bytes of an (H, W) or (H, W, 3) uint8 or uint16 image, with optional text chunks.
 
-    The bytes are a function of the arguments alone. ValueError for another shape or type, or a
-    text key that PNG does not allow (1 to 79 Latin-1 characters).
+    `filter` "up" is read back fastest by `decode_png`, "smallest" chooses row by row. The bytes are
+    a function of the arguments alone. ValueError for another shape or type, or a text key that PNG
+    does not allow (1 to 79 Latin-1 characters).
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a PNG holds uint8 or uint16, got {image.dtype}")
@@ -43,7 +46,8 @@ def encode_png(image: Image, text: Mapping[str, str] | None = None) -> bytes:
     colour = _GREY if image.ndim == 2 else _RGB
     header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, colour, 0, 0, 0)
     texts = [_text_chunk(key, value) for key, value in sorted((text or {}).items())]
-    pixels = _chunk(b"IDAT", isal_zlib.compress(_up_filtered(image), DEFLATE_LEVEL))
+    filtered = _up_filtered(image) if filter == "up" else _smallest_filtered(image)
+    pixels = _chunk(b"IDAT", isal_zlib.compress(filtered, DEFLATE_LEVEL))
     return b"".join((SIGNATURE, _chunk(b"IHDR", header), *texts, pixels, _IEND))
 
 
@@ -71,13 +75,39 @@ def _text_chunk(key: str, value: str) -> bytes:
 
 def _up_filtered(image: Image) -> npt.NDArray[np.uint8]:
     """Each row of bytes minus the row above, the filter's number in front: (H, 1 + B)."""
-    height = image.shape[0]
-    big_endian = np.ascontiguousarray(image, ">u2" if image.itemsize == 2 else np.uint8)
-    rows = big_endian.view(np.uint8).reshape(height, -1)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    rows_HB = _rows(image)
+    filtered = np.empty((len(rows_HB), 1 + rows_HB.shape[1]), np.uint8)
     filtered[:, 0] = UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    filtered[0, 1:] = rows_HB[0]
+    np.subtract(rows_HB[1:], rows_HB[:-1], out=filtered[1:, 1:])
+    return filtered
+
+
+def _rows(image: Image) -> npt.NDArray[np.uint8]:
+    """The bytes of each row as PNG orders them, (H, B)."""
+    big_endian = np.ascontiguousarray(image, ">u2" if image.itemsize == 2 else np.uint8)
+    return big_endian.view(np.uint8).reshape(len(image), -1)
+
+
+def _smallest_filtered(image: Image) -> npt.NDArray[np.uint8]:
+    """Each row by the filter that leaves the smallest sum of residues, as libpng's rule is too."""
+    rows_HB = _rows(image)
+    height, width = rows_HB.shape
+    step = image.itemsize * (1 if image.ndim == 2 else 3)
+    # One row and one pixel of zeros around, as the filters see an image's border.
+    framed = np.zeros((height + 1, width + step), np.uint8)
+    framed[1:, step:] = rows_HB
+    left, above = framed[1:, :-step], framed[:-1, step:]
+    # The mean rounded down without a carry: what both share, and half of where they differ.
+    average = ((left ^ above) >> 1) + (left & above)
+    residues = np.empty((3, height, width), np.uint8)
+    for number, guess in enumerate((left, above, average)):
+        np.subtract(rows_HB, guess, out=residues[number])
+    sizes = np.abs(residues.view(np.int8)).view(np.uint8).sum(axis=2, dtype=np.uint32)
+    best_H = sizes.argmin(axis=0)
+    filtered = np.empty((height, 1 + width), np.uint8)
+    filtered[:, 0] = best_H + SUB
+    filtered[:, 1:] = residues[best_H, np.arange(height)]
     return filtered
 
 

@@ -107,10 +107,15 @@ class Renderer:
             "memory_format": "channels_last",
             "batch": self.batch,
             "torch": torch.__version__,
-            "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+            "cudnn": _cudnn() if on_gpu else None,
             "tf32": False,
             "deterministic": True,
         }
+
+
+def _cudnn() -> int | None:
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
 
 
 def cpu_isa() -> str:

@@ -29,6 +29,7 @@ from types import TracebackType
 from medray.errors import DataError, UsageError
 from medray.records import SPLITS, Sample, Shard, ShardIndex
 from medray.shards._index import INDEX, read_index, write_index
+from medray.shards._members import encode as encode_members
 from medray.shards._verify import verify
 from medray.shards.reader import ShardReader, open_shard
 from medray.shards.writer import ShardWriter, classes_of
@@ -38,6 +39,7 @@ __all__ = [
     "INDEX",
     "ShardReader",
     "ShardWriter",
+    "encode_members",
     "open_shard",
     "read_index",
     "verify",

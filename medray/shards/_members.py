@@ -30,12 +30,11 @@ Array = npt.NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 
 
-def encode(sample: Sample, encoding: str) -> list[tuple[str, bytes]]:
-    """The members (extension, bytes) of a sample, sorted by extension."""
-    members = [
-        (RECORD, _json(sample.record())),
-        (IMAGE_MEMBER[encoding], encode_image(sample.image, encoding)),
-    ]
+def encode(sample: Sample, encoding: str | None) -> list[tuple[str, bytes]]:
+    """The members (extension, bytes) of a sample, sorted by extension; None: without the image."""
+    members = [(RECORD, _json(sample.record()))]
+    if encoding is not None:
+        members.append((IMAGE_MEMBER[encoding], encode_image(sample.image, encoding)))
     if sample.mask is not None:
         members.append((MASK, encode_png(sample.mask)))
     return sorted(members)

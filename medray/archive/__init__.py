@@ -1,0 +1,1 @@
+"""Keep what was made: labelled shards of synthetic images, each with an address."""
