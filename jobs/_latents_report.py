@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs._latents_plan import Plan
 from jobs.latents import LatentsJob
 from medray import log, report
 from medray.errors import DataError, UsageError
-from medray.records import Sample
+from medray.records import Sample, Shard
 from medray.sample import latents_check as check
+from medray.sample.images import BATCH, Pixels
 from medray.sample.latents import LatentModel, Target, prior
-from medray.sample.latents_check import Bench, Bytes, Judge, Views
-from medray.sample.latents_optimise import BACKWARD, FORWARD, Pair
+from medray.sample.latents_check import Bench, Views
+from medray.sample.latents_optimise import BACKWARD, FORWARD
 from medray.shards import INDEX, read_index
 from medray.shards.reader import open_shard
 from medray.store import Store
@@ -37,15 +37,13 @@ CHECK_SEED = 2**62
 def write(
     store: Store,
     config: LatentsJob,
-    plan: Plan,
-    pair: Pair,
-    judge: Judge,
+    bench: Bench,
     model: LatentModel,
     found: Sequence[Found],
     missed: Sequence[Found],
 ) -> dict[str, Any]:
     """Judges fresh draws, writes pictures, `summary.json` and `report.html`; the figures."""
-    bench = Bench(pair, judge, model.targets)
+    judge = bench.judge
     seed = (config.seed + CHECK_SEED) % 2**63
     with log.Progress("judging", config.plain_images + config.check_images * len(found)) as bar:
         plain = bench.plain(seed, config.plain_images)
@@ -55,7 +53,6 @@ def write(
             drawn.append(bench.drawn(model, seed, number, config.check_images))
             bar.update(len(plain) + sum(map(len, drawn)))
     figures: dict[str, Any] = {
-        "plan": plan.hash,
         "latents_sha256": model.sha256,
         "judge": judge.name,
         "judge_is_independent": judge.independent,
@@ -71,7 +68,7 @@ def write(
         },
         "not_reached": {f.target.name: search_figures(f) for f in missed},
         "whole": whole(plain, drawn),
-        "real": against_real(config, bench, judge, plain, drawn),
+        "real": against_real(config, bench, plain, drawn),
     }
     pictures = draw_pictures(bench, model, found, seed, config.steps)
     for name, png in pictures.items():
@@ -118,13 +115,13 @@ def whole(plain: Views, drawn: Sequence[Views]) -> dict[str, Any]:
 
 
 def against_real(
-    config: LatentsJob, bench: Bench, judge: Judge, plain: Views, drawn: Sequence[Views]
+    config: LatentsJob, bench: Bench, plain: Views, drawn: Sequence[Views]
 ) -> dict[str, Any] | None:
     """The judge on real images, and coverage of the real images; None without --real."""
     if config.real is None:
         return None
     samples = list(real_samples(config.real, config.real_split))
-    batches = (_batch(samples[k : k + check.BATCH]) for k in range(0, len(samples), check.BATCH))
+    batches = (_batch(samples[k : k + BATCH]) for k in range(0, len(samples), BATCH))
     views = bench.look(batches)
     truth_NT = np.stack([_is_of(samples, target) for target in bench.targets], 1)
     recalls = [check.share(views.hit_NT[truth_NT[:, t], t]) for t in range(len(drawn))]
@@ -154,25 +151,29 @@ def against_real(
     return result
 
 
-def real_samples(url: str, split: str) -> Iterator[Sample]:
-    """The labelled samples of one split; UsageError where there are none."""
+def real_shards(url: str, split: str) -> list[Shard]:
+    """The shards of one split; UsageError where there are none."""
     store = Store(url)
     if not store.exists(INDEX):
         raise UsageError(f"--real {url} holds no shards ({INDEX})")
     shards = [shard for shard in read_index(store).shards if shard.split == split]
     if not shards:
         raise UsageError(f"--real {url} has no split {split!r}")
-    for shard in shards:
-        reader = open_shard(store, shard)
+    return shards
+
+
+def real_samples(url: str, split: str) -> Iterator[Sample]:
+    """The samples of one split."""
+    for shard in real_shards(url, split):
+        reader = open_shard(Store(url), shard)
         yield from (reader.sample(number) for number in range(len(reader)))
 
 
-def _batch(samples: Sequence[Sample]) -> Bytes:
+def _batch(samples: Sequence[Sample]) -> Pixels:
     images = [sample.image for sample in samples]
     if images[0].dtype != np.uint8:
         raise DataError("--real must hold images of 8 bits", code="MR-D044", where=samples[0].key)
-    stacked = np.stack(images)
-    return stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
+    return check.planes(np.stack(images))
 
 
 def _is_of(samples: Sequence[Sample], target: Target) -> check.Truth:
@@ -259,7 +260,7 @@ def table_text(figures: dict[str, Any]) -> str:
     """The figures that matter, a row a target."""
     rows = [HEADER]
     for name, found in figures["targets"].items():
-        hits, per_pass = found["judge_hits"], found["accepted_per_pass"]
+        hits = found["judge_hits"]
         rows.append(
             [
                 name,
@@ -267,8 +268,8 @@ def table_text(figures: dict[str, Any]) -> str:
                 _shown(found["median_steps"]),
                 _shown(hits["share"]),
                 f"{_shown(hits['ci_low'])}-{_shown(hits['ci_high'])}",
-                _shown(per_pass["fitted"]),
-                _shown(per_pass["rejection"]),
+                _shown(found["accepted_of_drawn"]["share"]),
+                _shown(found["accepted_of_plain"]["share"]),
                 _shown(found["pairwise_features"]["ratio"]),
                 _shown(found["coverage"]["ratio"]),
             ]

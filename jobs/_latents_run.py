@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from medray import log
 from medray.dist.pool import run_on_actors
 from medray.errors import GateError, UsageError
 from medray.models.weights import load_classifier, load_generator
+from medray.sample.images import Renderer
 from medray.sample.latents import LatentModel, Target
-from medray.sample.latents_check import Judge
+from medray.sample.latents_check import Bench, Judge
 from medray.sample.latents_fit import LEAST_LATENTS, fit
 from medray.sample.latents_optimise import Chunk, Pair, Settings, optimise
 from medray.store import Store
@@ -42,11 +45,17 @@ class Found:
 
 def search(config: LatentsJob) -> None:
     """Everything, from the networks to `latents.json`, which is written last."""
-    torch.set_num_threads(config.threads)
-    pair, about = load_pair(config.generator, config.classifier)
+    pair, about, classifier_sha256 = load_pair(config.generator, config.classifier)
     judge, judge_sha256 = load_judge(config, pair)
-    plan = make_plan(config, pair, {**about, "judge": judge_sha256})
+    digests = {
+        "generator": str(about["generator_sha256"]),
+        "classifier": classifier_sha256,
+        "judge": judge_sha256 or "",
+    }
+    plan = make_plan(config, pair, digests)
     judge.wanted(plan.targets)
+    if config.real is not None:
+        latents_report.real_shards(config.real, config.real_split)
     workers = workers_of(config)
     if config.dry_run:
         describe(config, pair, plan, workers)
@@ -55,14 +64,23 @@ def search(config: LatentsJob) -> None:
     with alone(store):
         if start(store, plan, config.overwrite):
             log.event("complete", f"{config.out} is complete: nothing to do", plan=plan.hash)
+            gate(config, json.loads(store.read_bytes(latents_report.SUMMARY)))
             return
         found = collect(config, plan, workers)
-        model, reached = fitted(config, plan, found, about)
+        model, reached = fitted(config, found, digests)
         unreached = [f for f in found if f.accepted < LEAST_LATENTS]
-        figures = latents_report.write(store, config, plan, pair, judge, model, reached, unreached)
+        renderer = Renderer(pair.generator, about, device=pair.device.type)
+        bench = Bench(pair, renderer, judge, model.targets)
+        figures = latents_report.write(store, config, bench, model, reached, unreached)
         model.save(store)
-    missed = [f.target.name for f in found if f.accepted < config.min_accepted]
     latents_report.say(store, figures)
+    gate(config, figures)
+
+
+def gate(config: LatentsJob, figures: dict[str, Any]) -> None:
+    """GateError for targets with fewer accepted latents than --min-accepted."""
+    found = {**figures["targets"], **figures["not_reached"]}
+    missed = [name for name, of in found.items() if of["accepted"] < config.min_accepted]
     if missed:
         raise GateError(
             f"fewer than --min-accepted {config.min_accepted} latents were accepted for "
@@ -74,8 +92,8 @@ def search(config: LatentsJob) -> None:
 # --- networks ---------------------------------------------------------------------------------
 
 
-def load_pair(generator: str, classifier: str) -> tuple[Pair, dict[str, str]]:
-    """Generator and classifier on this worker's device, and their digests."""
+def load_pair(generator: str, classifier: str) -> tuple[Pair, dict[str, Any], str]:
+    """Generator and classifier on this worker's device; about the one, digest of the other."""
     made, about = load_generator(generator)
     seen, seen_about = load_classifier(classifier)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,12 +102,9 @@ def load_pair(generator: str, classifier: str) -> tuple[Pair, dict[str, str]]:
         seen.to(device),
         generator_name=f"the generator {generator}",
         classifier_name=f"the classifier {classifier}",
+        px=about["px"],
     )
-    digests = {
-        "generator": about["generator_sha256"],
-        "classifier": seen_about["classifier_sha256"],
-    }
-    return pair, digests
+    return pair, about, str(seen_about["classifier_sha256"])
 
 
 def load_judge(config: LatentsJob, pair: Pair) -> tuple[Judge, str | None]:
@@ -130,7 +145,7 @@ def collect(config: LatentsJob, plan: Plan, workers: int) -> list[Found]:
 
 
 def _tell(progress: log.Progress, before: int, new: int) -> None:
-    progress.update(before + new)
+    progress.update(min(before + new, progress.total))
 
 
 def _next(config: LatentsJob, number: int, found: Found) -> list[tuple[int, int]]:
@@ -165,9 +180,8 @@ def _round(
             load_state,
             work,
             tasks,
-            arguments=(config.generator, config.classifier, config.threads),
+            arguments=(config.generator, config.classifier),
             workers=workers,
-            cpus=config.threads,
             gpus=config.gpus_per_worker,
         )
         for _, accepted in made:
@@ -176,9 +190,8 @@ def _round(
     return [(key[0], _whole(store, plan, key)) for key in wanted]
 
 
-def load_state(generator: str, classifier: str, threads: int) -> Pair:
+def load_state(generator: str, classifier: str) -> Pair:
     """What a worker holds: the two networks."""
-    torch.set_num_threads(threads)
     return load_pair(generator, classifier)[0]
 
 
@@ -232,7 +245,7 @@ def _warn_scarce(config: LatentsJob, found: Found) -> None:
 
 
 def fitted(
-    config: LatentsJob, plan: Plan, found: list[Found], digests: dict[str, str]
+    config: LatentsJob, found: list[Found], digests: dict[str, str]
 ) -> tuple[LatentModel, list[Found]]:
     """The model over the targets that were reached; GateError where none was."""
     reached = [f for f in found if f.accepted >= LEAST_LATENTS]

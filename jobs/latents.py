@@ -67,7 +67,6 @@ class LatentsJob(OutJob):
         None, ge=0, description="Ray workers, 0: none (auto: 0, with RAY_ADDRESS as many as fit)"
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker")
-    threads: int = Field(1, ge=1, description="torch threads of each worker, and of this process")
 
     @field_validator("classes")
     @classmethod

@@ -23,18 +23,19 @@ from medray.metrics.intervals import binomial_interval
 from medray.metrics.manifold import prdc
 from medray.models.classifier import Classifier
 from medray.models.pixels import to_unit
+from medray.sample.images import BATCH, Pixels, Renderer, one_thread
 from medray.sample.latents import Floats, LatentModel, Target, prior, target_of
 from medray.sample.latents_optimise import Pair
 
-BATCH = 16
 # Pixel distances are taken at this size at most.
 THUMB_PX = 32
+# Beside the search's threshold: the wanted label is likelier than not.
+LIKELY = 0.5
 NEIGHBOURS = 5
 # Coverage and pairwise distances of fewer images than this say little and are left out.
 LEAST_IMAGES = 50
 _PAIRS_AT_ONCE = 256
 
-Bytes = NDArray[np.uint8]
 Truth = NDArray[np.bool_]
 
 
@@ -92,26 +93,32 @@ def shows(says_NK: NDArray[np.integer[Any]], target: Target) -> Truth:
     return np.asarray((says_NK[:, wanted_K > 0] == 1).all(1))
 
 
+def planes(images: Pixels) -> Pixels:
+    """(N, H, W) or (N, H, W, 3) as (N, C, H, W)."""
+    stacked = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(stacked)
+
+
 class Bench:
     """A generator, its classifier and a judge, looking at many latents in bounded memory."""
 
-    def __init__(self, pair: Pair, judge: Judge, targets: Sequence[Target]) -> None:
-        self.pair, self.judge, self.targets = pair, judge, tuple(targets)
+    def __init__(
+        self, pair: Pair, renderer: Renderer, judge: Judge, targets: Sequence[Target]
+    ) -> None:
+        self.pair, self.renderer = pair, renderer
+        self.judge, self.targets = judge, tuple(targets)
         self._wanted = [pair.wanted_of(target) for target in targets]
         self._judged = judge.wanted(targets)
 
-    def images(self, latents_ND: Floats) -> Iterator[Bytes]:
+    def images(self, latents_ND: Floats) -> Iterator[Pixels]:
         """uint8 (N, C, px, px), batch by batch, as an archive would hold them."""
         for first in range(0, len(latents_ND), BATCH):
-            part_ND = torch.from_numpy(latents_ND[first : first + BATCH]).to(self.pair.device)
-            with torch.no_grad():
-                unit_NCHW = self.pair.images(part_ND)
-            eight: Bytes = ((unit_NCHW + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-            yield eight
+            yield planes(self.renderer.render(latents_ND[first : first + BATCH]))
 
-    def look(self, batches: Iterator[Bytes]) -> Views:
+    def look(self, batches: Iterator[Pixels]) -> Views:
         """What classifier and judge see in images."""
-        parts = [self._look(torch.from_numpy(images_NCHW)) for images_NCHW in batches]
+        with one_thread():
+            parts = [self._look(torch.from_numpy(images_NCHW)) for images_NCHW in batches]
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return Views(*(np.concatenate(column) for column in columns))
 
@@ -204,7 +211,8 @@ def of_target(number: int, drawn: Views, plain: Views, threshold: float) -> dict
         "judge_hits_of_plain": share(plain.hit_NT[:, number]),
         "accepted_of_drawn": drawn_kept,
         "accepted_of_plain": plain_kept,
-        "accepted_per_pass": {"fitted": drawn_kept["share"], "rejection": plain_kept["share"]},
+        "likely_of_drawn": share(drawn.probability_NT[:, number] >= LIKELY),
+        "likely_of_plain": share(plain.probability_NT[:, number] >= LIKELY),
         "pairwise_features": _compared(pairwise, drawn.features_ND, kept.features_ND, count),
         "pairwise_pixels": _compared(pairwise, drawn.pixels_NP, kept.pixels_NP, count),
         "nearest_features": _compared(nearest, drawn.features_ND, kept.features_ND, count),

@@ -35,6 +35,7 @@ from medray import rng
 from medray.errors import DataError, UsageError
 from medray.models.classifier import Classifier
 from medray.models.pggan import Generator
+from medray.sample.images import one_thread
 from medray.sample.latents import Floats, Target
 
 # A pass is one image through generator and classifier; a backward pass counts as two forward ones.
@@ -60,20 +61,24 @@ class Settings:
 
 
 class Pair:
-    """A frozen generator and the frozen classifier that looks at its images."""
+    """A frozen generator, run at `px` (none: its last resolution), and the classifier that looks.
+
+    UsageError where the classifier does not take such images.
+    """
 
     def __init__(
         self,
         generator: Generator,
         classifier: Classifier,
         *,
+        px: int | None = None,
         generator_name: str = "",
         classifier_name: str = "",
     ) -> None:
         self.generator = generator.eval().requires_grad_(False)
         self.classifier = classifier.eval().requires_grad_(False)
         self.names = (generator_name or "the generator", classifier_name or "the classifier")
-        self.px = self.generator.resolutions[-1]
+        self.px = px or self.generator.resolutions[-1]
         self._check()
 
     def _check(self) -> None:
@@ -251,6 +256,12 @@ def starts_of(seed: int, target: Target, chunk: int, settings: Settings, dims: i
 
 def optimise(pair: Pair, target: Target, seed: int, chunk: int, settings: Settings) -> Chunk:
     """Moves the latents of one chunk until each is accepted or has used up its steps."""
+    # On another number of threads convolutions sum in another order.
+    with one_thread():
+        return _optimise(pair, target, seed, chunk, settings)
+
+
+def _optimise(pair: Pair, target: Target, seed: int, chunk: int, settings: Settings) -> Chunk:
     starts_ND = torch.from_numpy(starts_of(seed, target, chunk, settings, pair.dims))
     starts_ND = starts_ND.to(pair.device)
     wanted_K, found = pair.wanted_of(target), _Found()

@@ -43,7 +43,7 @@ def pair(**more: object) -> Pair:
 
 def save_generator(store: Store, network: Generator, **more: int) -> None:
     """As a finished run of a generator leaves it."""
-    about = {"arguments": {**ARGUMENTS, **more}}
+    about = {"arguments": {**ARGUMENTS, **more}, "px": PX}
     save_network(store, "generator", network.state_dict(), about, "")
 
 
