@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jobs import _data
 from jobs.pggan import PgganJob
 from medray import config as configuration
 from medray import log
 from medray.dist.context import Context, launch, threads_for
-from medray.errors import ResourceError, UsageError
+from medray.errors import UsageError
 from medray.rundir import RunDir, numbered, stored_config
 from medray.store import Store
 
@@ -38,7 +37,7 @@ ROWS, PICTURES = 100, 10
 
 def train(config: PgganJob) -> None:
     """Trains from the start or the newest checkpoint to the end."""
-    url = config.run_dir or numbered(_runs_dir(), _name(config))
+    url = config.run_dir or numbered(_data.runs_dir(), _name(config))
     config = resolved(config.model_copy(update={"run_dir": url}))
     run = RunDir.start(
         url,
@@ -87,12 +86,8 @@ def _places(store: Store) -> str:
     )
 
 
-def _runs_dir() -> str:
-    return configuration.absolute(os.environ.get("MEDRAY_RUNS_DIR", "runs"))
-
-
 def _name(config: PgganJob) -> str:
-    source = Path(config.data[0].rstrip("/")).name if config.data else config.phantoms
+    source = _data.source_name(config.data, config.phantoms)
     return f"pggan-{source}{config.final_px}-workers{config.workers}"
 
 
@@ -199,36 +194,14 @@ def settled(config: PgganJob, context: Context, run: RunDir) -> PgganJob:
 
 def sources_of(config: PgganJob) -> tuple[str, ...]:
     """The sets to train on; phantoms are made once, in the cache."""
-    if config.data:
-        return config.data
-    from medray import phantoms, shards
-
-    cache = Path(config.cache_dir or os.environ.get("MEDRAY_CACHE_DIR") or _default_cache())
-    name = f"phantoms-{config.phantoms}-{config.final_px}px-{config.phantom_images}-{config.seed}"
-    url = str(cache / name)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot make the cache {cache}: {error.strerror}", hint="give another --cache-dir"
-        ) from error
-    # Ranks of one machine share the cache: the first makes the set, the others wait for it.
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not Store(url).exists("index.json"):
-            samples = phantoms.dataset(
-                config.phantoms, config.seed, config.phantom_images, config.final_px
-            )
-            classes = phantoms.CLASSES[config.phantoms]
-            shards.write_set(
-                url, samples, name=name, classes=classes, size_px=config.final_px, encoding="raw"
-            )
-    return (url,)
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(base).expanduser() / "medray"
+    return _data.sources_of(
+        config.data,
+        phantoms=config.phantoms,
+        count=config.phantom_images,
+        size_px=config.final_px,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+    )
 
 
 def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int) -> Stream:

@@ -9,12 +9,15 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medray.images.png import encode_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = npt.NDArray[np.uint8]
 GAP_PX = 2
@@ -70,9 +73,52 @@ def curves_png(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def matrix_png(counts_KK: Sequence[Sequence[int]], names: Sequence[str]) -> bytes:
+    """A confusion matrix: truth in rows, shares of a row as shades, counts as numbers."""
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(counts_KK, np.float64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.2 + 0.7 * len(names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}"
+        axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("said", fontsize=8)
+    axes.set_ylabel("is", fontsize=8)
+    return _png(figure)
+
+
+def reliability_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
+    """Probabilities said (x) against shares that were so (y), a curve a name; the diagonal is
+    right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8)
+    for name, (said, seen) in curves.items():
+        axes.plot(said, seen, marker="o", markersize=3, linewidth=1, label=name)
+    axes.set_xlabel("probability said", fontsize=8)
+    axes.set_ylabel("share that was so", fontsize=8)
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(fontsize=7)
+    return _png(figure)
 
 
 STYLE = """
@@ -108,6 +154,16 @@ def table(rows: Mapping[str, Any]) -> str:
         for name, value in rows.items()
     )
     return f"<table>{cells}</table>"
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table with a head for `page`."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_shown(value))}</td>" for value in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def preformatted(text: str) -> str:

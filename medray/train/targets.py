@@ -5,7 +5,7 @@ Shape letters: N samples, K classes. Truth is 1, 0, or -1 where it is not known.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,10 @@ class Labelled(Protocol):
     def label(self) -> str | None: ...
     @property
     def labels(self) -> dict[str, int | None]: ...
+    @property
+    def patient(self) -> str | None: ...
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,20 @@ def bias_of(weights_2K: Rows, multi_label: bool) -> Rows:
     return bias_K
 
 
+def patient_of(sample: Labelled) -> str:
+    """The sample's patient; a sample without one is a patient of its own."""
+    return sample.patient or f"sample {sample.key}"
+
+
+def in_half(sample: Labelled, half: str) -> bool:
+    """Whether the sample's patient is in `half` (half-a, half-b, or all).
+
+    A function of the patient alone, so that two runs of any seeds can share none of them.
+    """
+    digest = hashlib.sha256(b"medray.half:" + patient_of(sample).encode()).digest()
+    return half == "all" or half == ("half-a", "half-b")[digest[0] & 1]
+
+
 def counts(truth_NK: Truth, classes: Sequence[str]) -> dict[str, int]:
     """Samples that have each class."""
     return dict(zip(classes, (int(n) for n in (truth_NK == 1).sum(0)), strict=True))
@@ -139,4 +157,4 @@ def counts(truth_NK: Truth, classes: Sequence[str]) -> dict[str, int]:
 
 def shown(found: Mapping[str, int]) -> str:
     """Counts as text."""
-    return json.dumps(dict(found)).strip("{}").replace('"', "")
+    return ", ".join(f"{name} {count:,}" for name, count in found.items())
