@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medray.evaluate.memorisation import Gate, nearest_of, subsets
+from medray import rng
+from medray.evaluate.memorisation import DRAWS, Gate, nearest_of, subsets
+from medray.evaluate.resample import TAILS
 from medray.evaluate.similarity import Pixels, training_of
 from medray.metrics import intervals
 from medray.store import Store
@@ -58,10 +60,10 @@ class Pair:
         return hashlib.sha256((self.gate.sha256 + self.holdout.sha256).encode()).hexdigest()
 
     def judge(self, images: Pixels) -> Arrays:
-        """Per image: the gate's verdict, and how often it is a copy at equal sizes of both sets.
+        """Per image: the gate's verdict, and whether it is a copy at equal sizes of both sets.
 
-        `copy`, `similarity`, `cosine`, `nearest`; `train_rate` over the subsets, `holdout_rate`
-        0 or 1.
+        `copy`, `similarity`, `cosine`, `nearest`; `in_subsets` for each subset (N, A), as bits;
+        `in_holdout`.
         """
         facts, gate = self.gate.facts, self.gate
         size = min(len(gate.training), len(self.holdout.training))
@@ -72,8 +74,8 @@ class Pair:
         both = zip(gate.similarities(images), self.holdout.similarities(images), strict=True)
         for of_train, of_holdout in both:
             hits_M, held_H = gate.too_like(*of_train), gate.too_like(*of_holdout)
-            rate = float(inside_AM[:, hits_M].any(axis=1).mean())
-            rows.append((*nearest_of(*of_train, facts), rate, float((held_H & kept_H).any())))
+            bits = np.packbits(inside_AM[:, hits_M].any(axis=1))
+            rows.append((*nearest_of(*of_train, facts), bits, bool((held_H & kept_H).any())))
         columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
         return {
             name: np.array(column, kind)
@@ -86,8 +88,8 @@ COLUMNS: dict[str, Any] = {
     "similarity": np.float32,
     "cosine": np.float32,
     "nearest": np.int64,
-    "train_rate": np.float32,
-    "holdout_rate": np.float32,
+    "in_subsets": np.uint8,
+    "in_holdout": np.bool_,
 }
 
 
@@ -111,21 +113,28 @@ class Audit:
 
 
 def audit(found: Arrays, *, seed: int, draws: int) -> Audit:
-    """The verdict on a set from what `Pair.judge` gave for its images; ValueError for none."""
-    train_N, held_N = (found[name].astype(np.float64) for name in ("train_rate", "holdout_rate"))
-    excess_N = train_N - held_N
-    estimate, low, high = intervals.bootstrap(
-        lambda rows_N: float(excess_N[rows_N].mean()), len(excess_N), seed=seed, draws=draws
-    )
-    copies = int(found["copy"].sum())
+    """The verdict on a set from what `Pair.judge` gave for its images; ValueError for none.
+
+    The interval of the difference has both chances in it: which images were drawn (bootstrap), and
+    which training images a subset holds, as the hold-out too is one draw of patients.
+    """
+    in_subsets_NA = np.unpackbits(found["in_subsets"], axis=1)[:, :DRAWS].astype(np.float64)
+    in_holdout_N = found["in_holdout"].astype(np.float64)
+    count, copies = len(in_holdout_N), int(found["copy"].sum())
+    rows_BN = rng.integers(seed, "evaluate.audit", np.arange(draws), count, 0, count)
+    excess_B = [
+        (in_subsets_NA[rows_N, draw % DRAWS] - in_holdout_N[rows_N]).mean()
+        for draw, rows_N in enumerate(rows_BN)
+    ]
+    low, high = np.quantile(excess_B, TAILS)
     return Audit(
-        len(excess_N),
+        count,
         copies,
-        intervals.binomial_interval(copies, len(excess_N)),
-        float(train_N.mean()),
-        float(held_N.mean()),
-        estimate,
-        (low, high),
+        intervals.binomial_interval(copies, count),
+        float(in_subsets_NA.mean()),
+        float(in_holdout_N.mean()),
+        float(in_subsets_NA.mean() - in_holdout_N.mean()),
+        (float(low), float(high)),
     )
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_arrays
 
 from medray.errors import DataError
 from medray.evaluate.audit import Pair
-from medray.evaluate.sets import ImageSet, Part, Pixels, part_batches
+from medray.evaluate.sets import ImageSet, Part, Pixels, Rows, part_batches
 from medray.evaluate.similarity import channels_first
 from medray.models.classifier import Classifier
 from medray.models.extract import BATCH, Extractor, Form, prepared
@@ -32,15 +32,7 @@ from medray.store import Store
 
 Arrays = dict[str, npt.NDArray[Any]]
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What to compute: an extractor, a judge (a classifier run) or none, gates or none."""
-
-    extractor: str
-    judge: str | None = None
-    gates: str | None = None
+ROWS = "rows"
 
 
 @dataclass
@@ -51,14 +43,13 @@ class State:
     judge: Judge | None
     gates: Pair | None
 
-    @property
-    def sha256(self) -> str:
+    def sha256(self, gated: bool) -> str:
         """A digest of what decides the results."""
         parts = {
             "version": VERSION,
             "extractor": self.extractor.record(),
             "judge": None if self.judge is None else self.judge.sha256,
-            "gates": None if self.gates is None else self.gates.sha256,
+            "gates": self.gates.sha256 if gated and self.gates else None,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -107,29 +98,35 @@ def make_state(extractor: str, judge: str | None, gates: str | None) -> State:
     )
 
 
-def work(state: State, url: str, part: Part, cache_url: str) -> str:
-    """Computes one part's arrays and publishes them in the cache; the file's name."""
-    cache, name = Store(cache_url), file_name(state, part)
-    if _read(cache, name) is not None:
-        return name
-    found = [_arrays(state, images) for images, _ in part_batches(Store(url), part)]
-    arrays = {key: np.concatenate([some[key] for some in found]) for key in found[0]}
-    cache.write_bytes(name, save_arrays(arrays))
+def work(state: State, url: str, part: Part, gated: bool, cache_url: str) -> str:
+    """Computes one part's arrays and publishes them in the cache; the file's name.
+
+    `gated`: by the gates too. Beside the arrays stand the images' labels and patients.
+    """
+    cache, name = Store(cache_url), file_name(state, part, gated)
+    if _read(cache, name) is None:
+        found, rows = [], []
+        for images, about in part_batches(Store(url), part):
+            found.append(_arrays(state, images, gated))
+            rows.append(about)
+        arrays = {key: np.concatenate([some[key] for some in found]) for key in found[0]}
+        arrays[ROWS] = np.frombuffer(Rows.joined(rows).to_json().encode(), np.uint8)
+        cache.write_bytes(name, save_arrays(arrays))
     return name
 
 
-def file_name(state: State, part: Part) -> str:
+def file_name(state: State, part: Part, gated: bool) -> str:
     """Where a part's arrays are."""
-    text = f"{part.shard.sha256} {part.numbers} {state.sha256}"
+    text = f"{part.shard.sha256} {part.numbers} {state.sha256(gated)}"
     return f"arrays-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _arrays(state: State, images: Pixels) -> Arrays:
+def _arrays(state: State, images: Pixels, gated: bool) -> Arrays:
     images_NCHW = channels_first(images)
     arrays: Arrays = {"features": state.extractor.features(images_NCHW)}
     if state.judge is not None:
         arrays |= state.judge.answers(images_NCHW)
-    if state.gates is not None:
+    if gated and state.gates is not None:
         arrays |= state.gates.judge(images)
     return arrays
 
@@ -144,10 +141,14 @@ def _read(cache: Store, name: str) -> Arrays | None:
         return None
 
 
-def collected(cache: Store, names: Sequence[str], images: ImageSet) -> Arrays:
-    """The arrays of all shards of a set, in order; DataError where one is not whole."""
+def collected(cache: Store, names: Sequence[str], images: ImageSet) -> tuple[Rows, Arrays]:
+    """What is known and what was computed of all images of a set, in order.
+
+    DataError where a file is not whole.
+    """
     parts = list(_each(cache, names, images))
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    rows = Rows.joined([Rows.from_json(part.pop(ROWS).tobytes().decode()) for part in parts])
+    return rows, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _each(cache: Store, names: Sequence[str], images: ImageSet) -> Iterator[Arrays]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def to_json(self) -> str:
+        """As text, for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Rows:
+        """What `to_json` gave."""
+        return cls(**{name: tuple(values) for name, values in json.loads(text).items()})
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
