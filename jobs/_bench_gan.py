@@ -38,6 +38,7 @@ LOSS_TOLERANCE, LEAST_COSINE = 1e-3, 0.9999
 # to 0.999 where gradients are means over 32 images and more.
 LEAST_BF16_COSINE = 0.998
 
+ROWS = ("gan_wgan", "gan_recommended")
 Timed = Callable[[], float]
 Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
 

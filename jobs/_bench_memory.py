@@ -20,6 +20,7 @@ from typing import Any
 from jobs.pggan import PgganJob
 from medray import log
 
+ROWS = ("memory_estimate",)
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
 
 

@@ -134,7 +134,11 @@ def cases(config: BenchJob) -> Iterator[Case]:
     """The cases of the chosen suite."""
     names = SUITES.values() if config.suite == "all" else [SUITES[config.suite]]
     for module in (module for modules in names for module in modules):
-        for case in importlib.import_module(module).rows(config.rounds):
+        found = importlib.import_module(module)
+        # What a module starts for its rows, it starts before the first of them.
+        if config.only and config.only not in getattr(found, "ROWS", (config.only,)):
+            continue
+        for case in found.rows(config.rounds):
             if config.only in (None, case[0]):
                 yield case
 
