@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medray.rng import INDICES, key, stream_id
+
 if TYPE_CHECKING:
     import torch
 
@@ -62,10 +64,56 @@ def as_numpy(array: Array) -> NDArray[Any]:
 
 
 def like(array: Array, model: Array | None) -> Array:
-    """A CPU result, NumPy or torch, in the kind of `model` (NumPy for None), without a copy."""
+    """A result, NumPy or torch, in the kind of `model` (NumPy for None), without a copy."""
     if is_torch(model):
         return as_tensor(array)
+    if is_cupy(model):
+        from medray.kernels._launch import as_cupy
+
+        return as_cupy(array)
     return array.numpy() if is_torch(array) else array
+
+
+def empty(shape: tuple[int, ...], dtype: str, model: Array | None) -> torch.Tensor:
+    """A tensor to be filled where `model` lives, on the CPU for None.
+
+    ValueError for a type that is not one of the three, or that NumPy does not have.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype == "bfloat16" and not is_torch(model):
+        raise ValueError("NumPy has no bfloat16: give torch tensors, or take float32 or float16")
+    device = as_tensor(model).device if model is not None else "cpu"
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+
+
+def as_table(array: Array, dtype: str) -> torch.Tensor:
+    """Rows of numbers as a contiguous tensor of a type, where they are."""
+    import torch
+
+    return as_tensor(array).to(getattr(torch, dtype)).contiguous()
+
+
+def check_samples(start: int, count: int) -> None:
+    """ValueError unless samples start .. start + count have addresses."""
+    if start < 0 or count < 0 or start + count > INDICES:
+        raise ValueError(
+            f"samples must lie in 0 to 2**64, got start {start} and count {count}, none negative"
+        )
+
+
+def indices_of(start: int, count: int) -> NDArray[np.uint64]:
+    """The addresses start .. start + count, (N,); ValueError as `check_samples`."""
+    check_samples(start, count)
+    return np.uint64(start) + np.arange(count, dtype=np.uint64)
+
+
+def address(seed: int, stream: str, start: int) -> list[Any]:
+    """A kernel's arguments start, seed and stream; ValueError for a seed that rng refuses."""
+    key(seed)
+    return [np.uint64(start), np.uint64(seed), np.uint32(stream_id(stream))]
 
 
 def check_rows(name: str, array: Array, columns: int | None = None) -> None:

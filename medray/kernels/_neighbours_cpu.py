@@ -1,19 +1,78 @@
-"""Loops of `neighbours.py` on the CPU: the smallest of a tile, and distances of candidates."""
+"""`neighbours.nearest` on the CPU: torch's products, compiled loops for what is around them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medray.kernels._cpu import compiled
+from medray.kernels._cpu import compiled, inlined, split
 
+if TYPE_CHECKING:
+    import torch
+
+    from medray.kernels.neighbours import Found, Tables, Terms
+
+QUERIES_AT_ONCE, _ROWS_AT_ONCE = 1024, 4096
 _WIDE = 64
 _HALF = np.uint32(16)
 
 
-@compiled
+def check_k(k: int) -> None:
+    """Any k will do."""
+
+
+def product_types() -> tuple[str, ...]:
+    """Coarse to fine; bfloat16 first where the CPU has instructions for it."""
+    import torch
+
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ("bfloat16", "float32", "float64")[0 if fast else 1 :]
+
+
+def candidates(
+    block_ND: torch.Tensor, factors_MD: torch.Tensor, terms: Terms, keep: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with the smallest bounds of |r|^2 - 2 q.r: bounds (N, C) ascending, indices."""
+    import torch
+
+    bounds_NC = np.full((len(block_ND), keep), np.inf, terms.squares_M.numpy().dtype)
+    ids_NC = np.full((len(block_ND), keep), -1)
+    narrow = block_ND.dtype == torch.bfloat16
+    scan: Any = keep_smallest_bfloat16 if narrow else keep_smallest
+    columns = min(_ROWS_AT_ONCE, len(factors_MD))
+    products = torch.empty(len(block_ND) * columns, dtype=block_ND.dtype)
+    for first in range(0, len(factors_MD), columns):
+        part_MD = factors_MD[first : first + columns]
+        tile = products[: len(block_ND) * len(part_MD)].view(len(block_ND), len(part_MD))
+        torch.mm(block_ND, part_MD.T, out=tile)
+        given = (
+            (tile.view(torch.uint16) if narrow else tile).numpy(),
+            terms.squares_M[first : first + columns].numpy(),
+            terms.lengths_M[first : first + columns].numpy(),
+            terms.slack_N.numpy(),
+            terms.itself_N.numpy(),
+            first,
+            bounds_NC,
+            ids_NC,
+        )
+
+        def work(low: int, high: int, given: Any = given) -> None:
+            scan(*given, low, high)
+
+        split(len(block_ND), work)
+    return torch.from_numpy(bounds_NC), torch.from_numpy(ids_NC)
+
+
+def rerank(tables: Tables, ids_NC: torch.Tensor, part_N: torch.Tensor, found: Found) -> None:
+    """Writes the k nearest of the candidates of the queries `part_N`."""
+    arrays = (tables.queries_ND, tables.rows_MD, ids_NC, part_N, found.squares_Nk, found.indices_Nk)
+    numbers = [tensor.numpy() for tensor in arrays]
+    split(len(part_N), lambda low, high: _rerank(*numbers, low, high))
+
+
+@inlined
 def _insert(bounds_C: Any, ids_C: Any, bound: Any, row: Any) -> None:
     """Puts one candidate in its place; what was there before comes first among equals."""
     place = len(bounds_C) - 1
@@ -92,7 +151,7 @@ def keep_smallest_bfloat16(
 
 
 @compiled
-def rerank(
+def _rerank(
     queries_ND: NDArray[np.float32],
     rows_MD: NDArray[np.float32],
     ids_NC: NDArray[np.int64],

@@ -40,7 +40,7 @@ def class_moments(features_ND: Array, labels_N: Array, classes: int) -> tuple[Ar
     check_moments(features_ND, labels_N, classes)
     on_gpu(features_ND, labels_N)
     counts_K, means_KD, covariances_KDD = _moments(
-        as_tensor(features_ND), as_tensor(labels_N), classes
+        as_tensor(features_ND).contiguous(), as_tensor(labels_N), classes
     )
     return (
         like(counts_K, features_ND),
@@ -67,6 +67,51 @@ def class_moments_ref(
             centred_ND = rows_ND - means_KD[c]
             covariances_KDD[c] = centred_ND.T @ centred_ND / (len(rows_ND) - 1)
     return counts_K, means_KD, covariances_KDD
+
+
+def ledoit_wolf(
+    features_ND: Array, labels_N: Array, classes: int
+) -> tuple[Array, Array, Array, Array]:
+    """Counts (K,), means (K, D), shrunk covariances (K, D, D), shrinkages (K,), float64.
+
+    The covariance (divided by the count) is drawn towards the multiple of the identity of the same
+    trace by the share that minimises the expected squared error (Ledoit and Wolf 2004); a class
+    whose features are all constant has covariance and shrinkage 0. Empty classes are NaN.
+    """
+    counts_K, means_KD, covariances_KDD = (
+        as_tensor(a) for a in class_moments(features_ND, labels_N, classes)
+    )
+    features, labels = as_tensor(features_ND).contiguous(), as_tensor(labels_N)
+    shrinkages = means_KD.new_full((classes,), float("nan"))
+    for c, count in enumerate(counts_K.tolist()):
+        if count:
+            members = (labels == c).nonzero()[:, 0]
+            scatter_DD = (covariances_KDD[c] * ((count - 1) / count)).nan_to_num(0)
+            fourth = _fourth(features, members, means_KD[c])
+            covariances_KDD[c], shrinkages[c] = _shrunk(scatter_DD, fourth, count)
+    results = counts_K, means_KD, covariances_KDD, shrinkages
+    return tuple(like(result, features_ND) for result in results)  # type: ignore[return-value]
+
+
+def ledoit_wolf_ref(
+    features_ND: Array, labels_N: Array, classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The definition of `ledoit_wolf`, row by row as in the paper's estimator of b^2 and d^2."""
+    counts_K, means_KD, covariances_KDD = class_moments_ref(features_ND, labels_N, classes)
+    rows_ND, shrinkages_K = as_numpy(features_ND).astype(np.float64), np.full(classes, np.nan)
+    dims = rows_ND.shape[1]
+    for c in range(classes):
+        centred_ND = rows_ND[as_numpy(labels_N) == c] - means_KD[c]
+        if not len(centred_ND):
+            continue
+        scatter_DD = centred_ND.T @ centred_ND / len(centred_ND)
+        target_DD = np.eye(dims) * np.trace(scatter_DD) / dims
+        distance = ((scatter_DD - target_DD) ** 2).sum()
+        spread = sum(((np.outer(x, x) - scatter_DD) ** 2).sum() for x in centred_ND)
+        share = min(spread / len(centred_ND) ** 2 / distance, 1.0) if distance > 0 else 0.0
+        covariances_KDD[c] = share * target_DD + (1 - share) * scatter_DD
+        shrinkages_K[c] = share
+    return counts_K, means_KD, covariances_KDD, shrinkages_K
 
 
 def check_moments(features_ND: Array, labels_N: Array, classes: int) -> None:
@@ -111,9 +156,52 @@ def _of_one_class(
     sum_D = torch.zeros_like(shift_D)
     products_DD = torch.zeros((dims, dims), dtype=torch.float64, device=shift_D.device)
     for first in range(0, len(members_N), _ROWS_AT_ONCE):
-        rows_ND = features_ND[members_N[first : first + _ROWS_AT_ONCE]].double() - shift_D
+        rows_ND = _shifted(features_ND, members_N[first : first + _ROWS_AT_ONCE], shift_D)
         sum_D += rows_ND.sum(0)
         products_DD.addmm_(rows_ND.T, rows_ND)
     count = len(members_N)
     scatter_DD = products_DD - torch.outer(sum_D, sum_D) / count
     return shift_D + sum_D / count, (scatter_DD + scatter_DD.T) / 2
+
+
+def _shifted(
+    features_ND: torch.Tensor, members_N: torch.Tensor, shift_D: torch.Tensor
+) -> torch.Tensor:
+    """The rows `members_N` less `shift_D`, float64."""
+    import torch
+
+    if not features_ND.is_cuda or features_ND.dtype == torch.float64:
+        return features_ND[members_N].double() - shift_D
+    from medray.kernels._launch import c_type, launch_table
+
+    out = torch.empty((len(members_N), len(shift_D)), dtype=torch.float64, device=shift_D.device)
+    arguments = [features_ND, members_N, shift_D]
+    launch_table("moments", "shifted_rows", out, arguments, TYPE=c_type(features_ND))
+    return out
+
+
+def _fourth(features_ND: torch.Tensor, members_N: torch.Tensor, mean_D: torch.Tensor) -> float:
+    """The sum of |x - mean|^4 over the rows `members_N`."""
+    total = 0.0
+    for first in range(0, len(members_N), _ROWS_AT_ONCE):
+        rows_ND = _shifted(features_ND, members_N[first : first + _ROWS_AT_ONCE], mean_D)
+        total += float(rows_ND.square().sum(1).square().sum())
+    return total
+
+
+def _shrunk(scatter_DD: torch.Tensor, fourth: float, count: int) -> tuple[torch.Tensor, float]:
+    """The shrunk covariance and its share of the target.
+
+    The squared distances of the rows' products from their mean S sum to |x|^4 less count |S|^2.
+    """
+    import torch
+
+    dims = len(scatter_DD)
+    centre = float(scatter_DD.trace()) / dims
+    square = float(scatter_DD.square().sum())
+    distance = square - dims * centre**2
+    if distance <= 1e-15 * square:
+        return scatter_DD, 0.0
+    share = min(max((fourth / count - square) / count, 0.0) / distance, 1.0)
+    target_DD = torch.eye(dims, dtype=scatter_DD.dtype, device=scatter_DD.device) * centre
+    return share * target_DD + (1 - share) * scatter_DD, share

@@ -12,7 +12,8 @@ Shape letters: N queries, M rows, D dimensions, k neighbours, C candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import torch
 
 SPARE = 16
-_QUERIES_AT_ONCE, _ROWS_AT_ONCE = 1024, 4096
 # Half a unit in the last place of each type, relative.
 _UNITS = {"bfloat16": 2.0**-9, "float32": 2.0**-24, "float64": 2.0**-53}
 
@@ -47,11 +47,12 @@ def nearest(
     """
     check_neighbours(queries_ND, rows_MD, k, exclude_self)
     if on_gpu(queries_ND, rows_MD):
-        raise NotImplementedError("neighbours on a GPU")
-    distances_Nk, indices_Nk = _nearest_cpu(
-        as_tensor(queries_ND), as_tensor(rows_MD), k, exclude_self
-    )
-    return like(distances_Nk, queries_ND), like(indices_Nk, queries_ND)
+        from medray.kernels import _neighbours_gpu as home
+    else:
+        from medray.kernels import _neighbours_cpu as home  # type: ignore[no-redef]
+    home.check_k(k)
+    squares, indices = _search(home, as_tensor(queries_ND), as_tensor(rows_MD), k, exclude_self)
+    return like(squares.sqrt_(), queries_ND), like(indices, queries_ND)
 
 
 def nearest_ref(
@@ -84,25 +85,28 @@ def check_neighbours(queries_ND: Array, rows_MD: Array, k: int, exclude_self: bo
         check_finite("queries", queries_ND)
 
 
-def _nearest_cpu(
-    queries_ND: torch.Tensor, rows_MD: torch.Tensor, k: int, exclude_self: bool
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _search(
+    home: ModuleType, queries_ND: torch.Tensor, rows_MD: torch.Tensor, k: int, exclude_self: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared distances and indices; `home` has what is done on this array's home."""
     import torch
 
-    count = len(queries_ND)
-    found = _Found(np.empty((count, k), np.float32), np.empty((count, k), np.int64))
+    count, device = len(queries_ND), rows_MD.device
+    found = Found(
+        torch.empty((count, k), device=device),
+        torch.empty((count, k), dtype=torch.int64, device=device),
+    )
     tables = _tables(queries_ND, rows_MD)
-    itself_N = np.arange(count) if exclude_self else np.full(count, -1)
-    todo_N = np.arange(count)
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    for name in ("bfloat16", "float32", "float64")[0 if fast else 1 :]:
+    todo_N = torch.arange(count, device=device)
+    itself_N = todo_N if exclude_self else torch.full_like(todo_N, -1)
+    for name in home.product_types():
         if len(todo_N):
-            todo_N = _pass(tables, itself_N, todo_N, found, name)
-    return np.sqrt(found.squares_Nk), found.indices_Nk
+            todo_N = _pass(home, tables, itself_N, todo_N, found, name)
+    return found.squares_Nk, found.indices_Nk
 
 
 @dataclass(frozen=True)
-class _Tables:
+class Tables:
     """Queries and rows in float32: as given, for differences, and centred, for products."""
 
     queries_ND: torch.Tensor
@@ -112,14 +116,24 @@ class _Tables:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Results so far: squared distances and indices."""
 
-    squares_Nk: NDArray[np.float32]
-    indices_Nk: NDArray[np.int64]
+    squares_Nk: torch.Tensor
+    indices_Nk: torch.Tensor
 
 
-def _tables(queries_ND: torch.Tensor, rows_MD: torch.Tensor) -> _Tables:
+@dataclass(frozen=True)
+class Terms:
+    """What makes a product a bound: |r|^2 and |r| of the rows, slack and own index of queries."""
+
+    squares_M: torch.Tensor
+    lengths_M: torch.Tensor
+    slack_N: torch.Tensor
+    itself_N: torch.Tensor
+
+
+def _tables(queries_ND: torch.Tensor, rows_MD: torch.Tensor) -> Tables:
     """Less the rows' mean, numbers are small and lose less in the product.
 
     float64 loses its common offset before it becomes float32, narrower numbers lose nothing.
@@ -131,16 +145,17 @@ def _tables(queries_ND: torch.Tensor, rows_MD: torch.Tensor) -> _Tables:
         rows_MD, queries_ND = rows_MD - centre_D, queries_ND - centre_D
     rows, queries = (a.float().contiguous() for a in (rows_MD, queries_ND))
     centre_D = rows.mean(0, dtype=torch.float64).float()
-    return _Tables(queries, rows, queries - centre_D, rows - centre_D)
+    return Tables(queries, rows, queries - centre_D, rows - centre_D)
 
 
 def _pass(
-    tables: _Tables,
-    itself_N: NDArray[np.int64],
-    todo_N: NDArray[np.int64],
-    found: _Found,
+    home: ModuleType,
+    tables: Tables,
+    itself_N: torch.Tensor,
+    todo_N: torch.Tensor,
+    found: Found,
     name: str,
-) -> NDArray[np.int64]:
+) -> torch.Tensor:
     """Fills `found` for the queries `todo_N`; returns those whose result is not certain yet.
 
     The product is of the type `name`, what is added to it float32 (float64 with float64).
@@ -150,23 +165,22 @@ def _pass(
     wide = torch.float64 if name == "float64" else torch.float32
     rows = tables.centred_rows_MD.to(wide)
     squares_M = rows.square().sum(1)
-    terms = squares_M.numpy(), squares_M.sqrt().numpy()
     factors = rows.to(getattr(torch, name))
+    keep = min(found.squares_Nk.shape[1] + SPARE, len(rows))
     unsure = []
-    for first in range(0, len(todo_N), _QUERIES_AT_ONCE):
-        part_N = todo_N[first : first + _QUERIES_AT_ONCE]
+    for first in range(0, len(todo_N), home.QUERIES_AT_ONCE):
+        part_N = todo_N[first : first + home.QUERIES_AT_ONCE]
         block = tables.centred_queries_ND[part_N].to(wide)
         squares_N = block.square().sum(1)
-        slack_N = (squares_N.sqrt() * _slack(name, rows.shape[1])).numpy()
-        keep = min(found.squares_Nk.shape[1] + SPARE, len(rows))
-        bounds_NC, ids_NC = _candidates(
-            block.to(factors.dtype), factors, (*terms, slack_N, itself_N[part_N]), keep
-        )
-        limits_N = squares_N.numpy() * (1 - 1e-5 * (wide == torch.float32)) + bounds_NC[:, -1]
-        if keep == len(rows):
-            limits_N[:] = np.inf
-        unsure.append(part_N[_rerank(tables, ids_NC, part_N, found) >= limits_N])
-    return np.concatenate(unsure)
+        slack_N = squares_N.sqrt() * _slack(name, rows.shape[1])
+        terms = Terms(squares_M, squares_M.sqrt(), slack_N, itself_N[part_N])
+        bounds_NC, ids_NC = home.candidates(block.to(factors.dtype), factors, terms, keep)
+        limits_N = squares_N * (1 - 1e-5 * (wide == torch.float32)) + bounds_NC[:, -1]
+        home.rerank(tables, ids_NC, part_N, found)
+        if keep < len(rows):
+            farthest_N = found.squares_Nk[part_N, -1] * (1 + 1e-5)
+            unsure.append(part_N[farthest_N >= limits_N])
+    return torch.cat(unsure) if unsure else todo_N[:0]
 
 
 def _slack(name: str, dims: int) -> float:
@@ -176,50 +190,3 @@ def _slack(name: str, dims: int) -> float:
     """
     narrow = 3.05 * _UNITS["bfloat16"] if name == "bfloat16" else 0.0
     return 2 * (narrow + (dims + 4) * _UNITS["float64" if name == "float64" else "float32"])
-
-
-def _candidates(
-    block: torch.Tensor, factors: torch.Tensor, terms: tuple[NDArray[Any], ...], keep: int
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The rows with the smallest bounds of |r|^2 - 2 q.r: bounds (N, C) ascending and indices.
-
-    `terms` are |r|^2 and |r| (M,), the slack and the own index (N,).
-    """
-    import torch
-
-    from medray.kernels import _neighbours_cpu as loops
-    from medray.kernels._cpu import split
-
-    squares_M, lengths_M, slack_N, itself_N = terms
-    bounds_NC = np.full((len(block), keep), np.inf, squares_M.dtype)
-    ids_NC = np.full((len(block), keep), -1)
-    for first in range(0, len(factors), _ROWS_AT_ONCE):
-        columns = slice(first, first + _ROWS_AT_ONCE)
-        product = block @ factors[columns].T
-        scan: Any = loops.keep_smallest
-        if product.dtype == torch.bfloat16:
-            scan, product = loops.keep_smallest_bfloat16, product.view(torch.uint16)
-        given = product.numpy(), squares_M[columns], lengths_M[columns], slack_N, itself_N, first
-
-        def work(low: int, high: int, scan: Any = scan, given: Any = given) -> None:
-            scan(*given, bounds_NC, ids_NC, low, high)
-
-        split(len(block), work)
-    return bounds_NC, ids_NC
-
-
-def _rerank(
-    tables: _Tables, ids_NC: NDArray[np.int64], part_N: NDArray[np.int64], found: _Found
-) -> NDArray[np.float32]:
-    """Writes the k nearest of the candidates; the square of the k-th distance, a little more."""
-    from medray.kernels import _neighbours_cpu as loops
-    from medray.kernels._cpu import split
-
-    queries, rows = tables.queries_ND.numpy(), tables.rows_MD.numpy()
-    split(
-        len(part_N),
-        lambda low, high: loops.rerank(
-            queries, rows, ids_NC, part_N, found.squares_Nk, found.indices_Nk, low, high
-        ),
-    )
-    return np.asarray(found.squares_Nk[part_N, -1] * np.float32(1 + 1e-5))

@@ -88,3 +88,28 @@ def test_tensors_come_back_as_tensors():
 def test_labels_and_features_that_do_not_fit_are_refused(features, labels, classes, text):
     with pytest.raises(ValueError, match=text):
         kernels.class_moments(features, labels, classes)
+
+
+@pytest.mark.parametrize("count, dims", [(1, 3), (2, 3), (5, 8), (400, 6), (300, 40)])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_shrunk_covariances_are_the_definitions_and_scikit_learns(count, dims, offset):
+    covariance = pytest.importorskip("sklearn.covariance")
+    features, _ = made(count, dims, 1, offset, np.float64)
+    labels = np.zeros(count, int)
+    counts, means, shrunk, shares = kernels.ledoit_wolf(features, labels, 1)
+    expected = kernels.ledoit_wolf_ref(features, labels, 1)
+    for ours, theirs in zip((counts, means, shrunk, shares), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
+    if count > 1:
+        other, share = covariance.ledoit_wolf(features)
+        np.testing.assert_allclose(shrunk[0], other, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(shares[0], share, rtol=1e-5, atol=1e-8)
+
+
+def test_constant_features_and_one_sample_have_no_covariance_to_shrink():
+    features = np.concatenate([np.full((9, 3), 0.1), [[1.0, 2.0, 3.0]]]).astype(np.float32)
+    labels = np.array([0] * 9 + [1])
+    _, _, shrunk, shares = kernels.ledoit_wolf(features, labels, 3)
+    np.testing.assert_array_equal(shrunk[:2], 0)
+    np.testing.assert_array_equal(shares[:2], 0)
+    assert np.isnan(shrunk[2]).all() and np.isnan(shares[2])

@@ -1,0 +1,231 @@
+"""Loops of the samplers on the CPU; each fills the rows it is given, addressed by `indices_N`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medray.kernels._cpu import compiled, inlined
+from medray.kernels._random_cpu import four_normals, integer, log, minus_log, philox, uniform
+
+Floats = NDArray[np.float32]
+Longs = NDArray[np.int64]
+Indices = NDArray[np.uint64]
+
+_ZERO, _ONE, _TWO = np.uint64(0), np.uint64(1), np.uint64(2)
+_HALF_WORD = np.uint64(32)
+_TINY = np.float32(1e-8)
+
+
+@compiled
+def noise_rows(out_ND: Floats, indices_N: Indices, seed: Any, stream: Any, first: Any) -> None:
+    """Standard normals 4 first .. 4 first + D of each sample; `first` is a block of four."""
+    dims = out_ND.shape[1]
+    whole = dims // 4
+    for n in range(len(out_ND)):
+        row_D, index = out_ND[n], indices_N[n]
+        for block in range(whole):
+            at = 4 * block
+            drawn = four_normals(seed, stream, index, np.uint64(first + block))
+            row_D[at], row_D[at + 1], row_D[at + 2], row_D[at + 3] = drawn
+        if dims % 4:
+            drawn = four_normals(seed, stream, index, np.uint64(first + whole))
+            for d in range(4 * whole, dims):
+                row_D[d] = drawn[d - 4 * whole]
+
+
+@compiled
+def class_rows(
+    out_ND: Floats,
+    indices_N: Indices,
+    seed: Any,
+    stream: Any,
+    labels_N: NDArray[np.int32],
+    means_KD: Floats,
+    scales_KD: Floats,
+) -> None:
+    """mean + scale * noise of each row's class."""
+    dims = out_ND.shape[1]
+    whole = dims // 4
+    for n in range(len(out_ND)):
+        row_D, index = out_ND[n], indices_N[n]
+        mean_D, scale_D = means_KD[labels_N[n]], scales_KD[labels_N[n]]
+        for block in range(whole):
+            at = 4 * block
+            a, b, c, d = four_normals(seed, stream, index, np.uint64(block))
+            row_D[at] = mean_D[at] + scale_D[at] * a
+            row_D[at + 1] = mean_D[at + 1] + scale_D[at + 1] * b
+            row_D[at + 2] = mean_D[at + 2] + scale_D[at + 2] * c
+            row_D[at + 3] = mean_D[at + 3] + scale_D[at + 3] * d
+        if dims % 4:
+            drawn = four_normals(seed, stream, index, np.uint64(whole))
+            for at in range(4 * whole, dims):
+                row_D[at] = mean_D[at] + scale_D[at] * drawn[at - 4 * whole]
+
+
+@inlined
+def _lower_quantile(p: Any) -> Any:
+    """Normal quantile of p in (0, 1/2]: Wichura's PPND7 (1988); all branches, then a choice."""
+    q = p - np.float32(0.5)
+    s = np.float32(0.180625) - q * q
+    above = np.float32(59.109374720) * s + np.float32(159.29113202)
+    above = (above * s + np.float32(50.434271938)) * s + np.float32(3.3871327179)
+    below = np.float32(67.187563600) * s + np.float32(78.757757664)
+    below = (below * s + np.float32(17.895169469)) * s + np.float32(1)
+    middle = q * above / below
+    r = np.sqrt(-log(p))
+    t = r - np.float32(1.6)
+    above = np.float32(0.17023821103) * t + np.float32(1.3067284816)
+    above = (above * t + np.float32(2.7568153900)) * t + np.float32(1.4234372777)
+    below = (np.float32(0.12021132975) * t + np.float32(0.73700164250)) * t + np.float32(1)
+    tail = -above / below
+    t = r - np.float32(5)
+    above = np.float32(0.017337203997) * t + np.float32(0.42868294337)
+    above = (above * t + np.float32(3.0812263860)) * t + np.float32(6.6579051150)
+    below = (np.float32(0.012258202635) * t + np.float32(0.24197894225)) * t + np.float32(1)
+    far = -above / below
+    outer = far if r > np.float32(5) else tail
+    return middle if q >= np.float32(-0.425) else outer
+
+
+@inlined
+def _truncated(word: Any, cut: Any) -> Any:
+    """One truncated normal of one word; `cut` is what `truncated.cut_of` gives."""
+    below, above, width, low, high = cut
+    unit = width * np.float32(2.0**-32)
+    p = below + unit * (np.float32(word) + np.float32(0.5))
+    rest = above + unit * (np.float32(np.uint32(~word)) + np.float32(0.5))
+    upper = p > np.float32(0.5)
+    x = _lower_quantile(rest if upper else p)
+    return min(max(-x if upper else x, low), high)
+
+
+@compiled
+def truncated_rows(
+    out_ND: Floats, indices_N: Indices, seed: Any, stream: Any, cut: Any, pixelnorm: bool
+) -> None:
+    """Truncated normals, draw d of word d; `pixelnorm` divides by the root of the mean square."""
+    dims = out_ND.shape[1]
+    whole = dims // 4
+    for n in range(len(out_ND)):
+        row_D, index = out_ND[n], indices_N[n]
+        for block in range(whole):
+            a, b, c, d = philox(seed, stream, index, np.uint64(block))
+            row_D[4 * block], row_D[4 * block + 1] = _truncated(a, cut), _truncated(b, cut)
+            row_D[4 * block + 2], row_D[4 * block + 3] = _truncated(c, cut), _truncated(d, cut)
+        if dims % 4:
+            words = philox(seed, stream, index, np.uint64(whole))
+            for d in range(4 * whole, dims):
+                row_D[d] = _truncated(words[d - 4 * whole], cut)
+        if pixelnorm:
+            total = np.float32(0)
+            for d in range(dims):
+                total += row_D[d] * row_D[d]
+            scale = np.float32(1) / np.sqrt(total / np.float32(dims) + _TINY)
+            for d in range(dims):
+                row_D[d] *= scale
+
+
+@compiled
+def draw_labels(
+    labels_N: NDArray[np.int32],
+    indices_N: Indices,
+    seed: Any,
+    stream: Any,
+    thresholds_K: NDArray[np.uint64],
+    aliases_K: NDArray[np.int32],
+) -> None:
+    """Labels by alias table: a slot of words 0 and 1, kept where word 2 is below its threshold."""
+    classes = np.uint64(len(thresholds_K))
+    for n in range(len(labels_N)):
+        a, b, c, _ = philox(seed, stream, indices_N[n], _ZERO)
+        slot = integer(a, b, classes)
+        labels_N[n] = slot if np.uint64(c) < thresholds_K[slot] else aliases_K[slot]
+
+
+@compiled
+def balanced_labels(
+    labels_N: NDArray[np.int32], start: Any, seed: Any, stream: Any, classes: int
+) -> None:
+    """Each run of `classes` samples a permutation: items by their 64-bit draws, then by number."""
+    keys_K = np.empty(classes, np.uint64)
+    count, span = np.uint64(len(labels_N)), np.uint64(classes)
+    run, place = start // span, -np.int64(start % span)
+    while place < np.int64(count):
+        for item in range(classes):
+            a, b, c, d = philox(seed, stream, run, np.uint64(item // 2))
+            high, low = (c, d) if item % 2 else (a, b)
+            keys_K[item] = (np.uint64(high) << _HALF_WORD) | np.uint64(low)
+        order_K = np.argsort(keys_K, kind="mergesort")
+        for rank in range(classes):
+            if 0 <= place + rank < np.int64(count):
+                labels_N[place + rank] = order_K[rank]
+        place += classes
+        run += _ONE
+
+
+@compiled
+def smote_rows(
+    out_ND: Floats,
+    indices_N: Indices,
+    seed: Any,
+    stream: Any,
+    rows_MD: Floats,
+    neighbours_Mk: Longs,
+    bases_N: Longs,
+) -> None:
+    """Rows between a row and one of its neighbours; a base of -1 is drawn."""
+    span, k = np.uint64(len(rows_MD)), np.uint64(neighbours_Mk.shape[1])
+    for n in range(len(out_ND)):
+        a, b, c, d = philox(seed, stream, indices_N[n], _ZERO)
+        base = bases_N[n] if bases_N[n] >= 0 else integer(a, b, span)
+        other = neighbours_Mk[base, np.int64((np.uint64(c) * k) >> _HALF_WORD)]
+        _between(out_ND[n], rows_MD[base], rows_MD[other], uniform(d))
+
+
+@inlined
+def _between(out_D: Any, from_D: Any, to_D: Any, share: Any) -> None:
+    for d in range(len(out_D)):
+        out_D[d] = from_D[d] + share * (to_D[d] - from_D[d])
+
+
+@compiled
+def mixup_rows(
+    out_ND: Floats,
+    indices_N: Indices,
+    seed: Any,
+    stream: Any,
+    rows_MD: Floats,
+    alpha: float,
+    pairs_N2: Longs,
+    weights_N: Floats,
+) -> None:
+    """Two rows of words 0 to 3, the first weighted by Beta(alpha, alpha) of words 4 and 5."""
+    span = np.uint64(len(rows_MD))
+    for n in range(len(out_ND)):
+        a, b, c, d = philox(seed, stream, indices_N[n], _ZERO)
+        first, second = integer(a, b, span), integer(c, d, span)
+        u, v, _, _ = philox(seed, stream, indices_N[n], _ONE)
+        cosine = np.cos(2 * np.pi * 2.0**-32 * np.float64(v))
+        spread = np.expm1(np.float64(minus_log(u)) / alpha) * cosine * cosine
+        half = 0.5 / np.sqrt(1 + 1 / spread)
+        weight = np.float32(0.5 - half if cosine < 0 else 0.5 + half)
+        pairs_N2[n, 0], pairs_N2[n, 1], weights_N[n] = first, second, weight
+        _between(out_ND[n], rows_MD[first], rows_MD[second], np.float32(1) - weight)
+
+
+@compiled
+def foreign_neighbours(
+    counts_N: NDArray[np.int32],
+    neighbours_Nk: Longs,
+    own_N: NDArray[np.int32],
+    labels_M: NDArray[np.int32],
+) -> None:
+    """How many neighbours have another label than the row's own."""
+    for n in range(len(counts_N)):
+        count = 0
+        for slot in range(neighbours_Nk.shape[1]):
+            count += labels_M[neighbours_Nk[n, slot]] != own_N[n]
+        counts_N[n] = count
