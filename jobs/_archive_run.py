@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 def make(config: ArchiveJob) -> None:
     """Makes an archive, or with --dry-run says what it would be."""
     assert config.generator is not None, "checked by the configuration"
+    store = Store(config.out)
+    workers = _workers(config, store)
     places = Places(config.generator, config.latents, config.classifier, config.gate)
     parts = load_parts(places, batch=config.batch, dtype=config.dtype, device="cpu")
     plan = _plan(config, parts)
-    store = Store(config.out)
-    workers = _workers(config, store)
     if config.dry_run:
         archive.describe(plan, store)
         return

@@ -123,8 +123,7 @@ class Plan:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the facts."""
-        text = json.dumps(self.facts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.facts)
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,14 @@ def parse_address(address: str) -> tuple[str, str, int, int]:
 def write_plan(store: Store, plan: Plan, places: Places) -> None:
     """Writes plan.json."""
     body = {"schema": SCHEMA, "hash": plan.hash, "plan": plan.facts, "places": asdict(places)}
+    body["sha256"] = digest_of(body)
     store.write_bytes(PLAN, (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
+
+
+def digest_of(body: dict[str, Any]) -> str:
+    """SHA-256 of what JSON can say, whatever its spaces and the order of its keys."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_plan(store: Store) -> tuple[Plan, Places]:
@@ -179,14 +185,14 @@ def read_plan(store: Store) -> tuple[Plan, Places]:
         goals = tuple(Goal(**goal) for goal in facts["goals"])
         plan = Plan(**{**facts, "goals": goals, "classes": tuple(facts["classes"])})
         places = Places(**body["places"])
-        schema, stated = body["schema"], body["hash"]
+        schema, stated = body["schema"], body.pop("sha256")
     except FileNotFoundError:
         raise UsageError(
             f"{store.url} holds no archive (no {PLAN})", hint="give what `medray archive` made"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"the plan cannot be read: {error}", code="MR-D071", where=where) from error
-    if schema != SCHEMA or stated != plan.hash:
+    if schema != SCHEMA or stated != digest_of(body) or body["hash"] != plan.hash:
         what = f"schema {schema!r}" if schema != SCHEMA else "the plan is not what its hash says"
         raise DataError(
             what, code="MR-D071", where=where, hint="copy plan.json back, or make it again"

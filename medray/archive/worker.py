@@ -24,7 +24,7 @@ import torch
 
 from medray.archive.load import Parts
 from medray.archive.members import encoded
-from medray.archive.plan import Plan
+from medray.archive.plan import Plan, digest_of
 from medray.errors import DataError, GateError
 from medray.lease import Lease
 from medray.lease import join as join_lease
@@ -57,7 +57,9 @@ class Result:
 
     def to_json(self) -> bytes:
         """The shard's manifest: the same for any worker at any time."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        body = asdict(self)
+        body["sha256"] = digest_of(body)
+        return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,10 +315,16 @@ def finished(store: Store, plan: Plan, number: int) -> Result | None:
     name = plan.shard_name(number)
     try:
         fields: dict[str, Any] = json.loads(store.read_bytes(manifest_name(name)))
+        stated = fields.pop("sha256")
         result = Result(**{**fields, "shard": Shard(**fields["shard"])})
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    if result.plan != plan.hash or result.number != number or not _is_whole(store, result.shard):
+    if (
+        stated != digest_of(fields)
+        or result.plan != plan.hash
+        or result.number != number
+        or not _is_whole(store, result.shard)
+    ):
         return None
     return result
 
