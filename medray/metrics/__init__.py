@@ -9,7 +9,7 @@ worse by known steps, to see whether a score notices: `distortions`.
 A score that the numbers given do not have is an `UndefinedMetricError`, never 0.
 """
 
-from medray.metrics import classification, intervals
+from medray.metrics import classification, frechet, intervals, kid, manifold
 from medray.metrics._checks import UndefinedMetricError
 from medray.metrics._spectrum import spectral_power, top_octave_ratio
 from medray.metrics._wasserstein import (
@@ -27,9 +27,12 @@ __all__ = [
     "classification",
     "descriptors",
     "doubled",
+    "frechet",
     "halved",
     "intervals",
+    "kid",
     "laplacian_pyramid",
+    "manifold",
     "normalised",
     "sliced_distance",
     "sliced_wasserstein",
