@@ -22,6 +22,8 @@ Pixels = npt.NDArray[np.uint8]
 DATE, TIME = "20000101", "000000"
 # Under this root (ITU-T X.667) anybody may make UIDs of 128 bits without asking.
 UUID_ROOT = "2.25."
+# Of parts that come in pairs the side is to be stated, and "" says that it is not known.
+UNPAIRED = frozenset("ABDOMEN BRAIN CHEST HEAD HEART LIVER NECK PELVIS SKULL SPINE".split())
 IMPLEMENTATION = UID(UUID_ROOT + str(int.from_bytes(hashlib.sha256(b"medray").digest()[:16])))
 
 
@@ -124,6 +126,8 @@ def _what(dataset: Dataset, address: str, body_part: str) -> None:
     dataset.BurnedInAnnotation = "NO"
     dataset.BodyPartExamined = body_part
     dataset.PatientOrientation = ""
+    if body_part not in UNPAIRED:
+        dataset.Laterality = ""
 
 
 def _pixels(dataset: Dataset, image: Pixels) -> None:
