@@ -9,7 +9,15 @@ worse by known steps, to see whether a score notices: `distortions`.
 A score that the numbers given do not have is an `UndefinedMetricError`, never 0.
 """
 
-from medray.metrics import classification, frechet, intervals, kid, manifold
+from medray.metrics import (
+    classification,
+    distortions,
+    frechet,
+    intervals,
+    kid,
+    manifold,
+    structural,
+)
 from medray.metrics._checks import UndefinedMetricError
 from medray.metrics._spectrum import spectral_power, top_octave_ratio
 from medray.metrics._wasserstein import (
@@ -26,6 +34,7 @@ __all__ = [
     "UndefinedMetricError",
     "classification",
     "descriptors",
+    "distortions",
     "doubled",
     "frechet",
     "halved",
@@ -37,5 +46,6 @@ __all__ = [
     "sliced_distance",
     "sliced_wasserstein",
     "spectral_power",
+    "structural",
     "top_octave_ratio",
 ]
