@@ -71,6 +71,12 @@ def _sets(config: EvaluateJob) -> dict[str, ImageSet]:
     index = sets[TRAIN].index
     if index.of_split(config.test_split):
         sets[TEST] = ImageSet(config.real, config.test_split, "the real set", most)
+    elif config.tstr_images:
+        raise UsageError(
+            f"--tstr-images tests classifiers on real images, and --real has no split "
+            f"{config.test_split!r}",
+            hint="name a split with --test-split, or leave --tstr-images out",
+        )
     if config.unconditional is not None:
         sets[PLAIN] = ImageSet(config.unconditional, None, "the unconditional set", most)
     return sets

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jobs import _evaluate_tstr
 from jobs._evaluate_plan import REPORT, SUMMARY, Plan, describe, make_plan, spec_of, start
 from jobs.evaluate import EvaluateJob
 from medray import log, report
@@ -161,13 +162,16 @@ def _is_gate_of(gate: Gate, train: ImageSet) -> bool:
     if gate.facts.train_images != len(train):
         return False
     numbers = sorted({0, len(train) // 2, len(train) - 1})
-    return gate.judge(train.take(numbers)).nearest_N.tolist() == numbers
+    found: list[int] = gate.judge(train.take(numbers)).nearest_N.tolist()
+    return found == numbers
 
 
 # --- what is left -----------------------------------------------------------------------------
 
 
-def chapters_of(config: EvaluateJob, material: Material) -> Iterator[tuple[str, Chapter]]:
+def chapters_of(
+    config: EvaluateJob, plan: Plan, material: Material, store: Store
+) -> Iterator[tuple[str, Chapter]]:
     """The chapters that this evaluation has, in the order of the page."""
     yield "overview", chapters.overview
     yield "memorisation", chapters_judged.memorisation
@@ -178,12 +182,14 @@ def chapters_of(config: EvaluateJob, material: Material) -> Iterator[tuple[str, 
         if material.has(PLAIN):
             yield "diseases", chapters_judged.diseases
     yield "membership", chapters.members
+    if config.tstr_images:
+        yield "tstr", _evaluate_tstr.chapter(config, plan, store)
 
 
 def write(store: Store, config: EvaluateJob, plan: Plan, material: Material) -> None:
     """Makes every section that is not there, then the page, then the summary."""
     sections: list[Section] = []
-    chosen = list(chapters_of(config, material))
+    chosen = list(chapters_of(config, plan, material, store))
     with log.Progress("report", len(chosen), "sections") as progress:
         for number, (name, chapter) in enumerate(chosen):
             progress.update(number)

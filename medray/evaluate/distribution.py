@@ -117,13 +117,13 @@ def _check(real: Side, fake: Side, what: str) -> None:
         raise DataError(
             f"{what}: {real.features_ND.shape[1]} real features an image and "
             f"{fake.features_ND.shape[1]} synthetic ones",
-            code="MR-D065",
+            code="MR-D306",
         )
     for name, side in (("real", real), ("synthetic", fake)):
         bad = int((~np.isfinite(side.features_ND)).any(axis=1).sum())
         if bad:
             raise DataError(
-                f"{what}: features of {bad} {name} images are not finite", code="MR-D060"
+                f"{what}: features of {bad} {name} images are not finite", code="MR-D301"
             )
     if not real.features_ND.std(axis=0).any():
         raise UndefinedMetricError(f"{what}: the features of the real images never change")

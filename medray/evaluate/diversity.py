@@ -122,7 +122,7 @@ def hit_rates(
     if not usable_N.any():
         raise DataError(
             f"no image has a label among the judge's classes: {', '.join(classes)}",
-            code="MR-D072",
+            code="MR-D313",
             hint="give a judge that was trained on this set's classes",
         )
     agree_N = ((labels_NK == said_NK) | ~known_NK).all(axis=1)

@@ -157,7 +157,7 @@ def _each(cache: Store, names: Sequence[str], images: ImageSet) -> Iterator[Arra
         if arrays is None or len(arrays["features"]) != len(part.numbers):
             raise DataError(
                 "a file of computed features is damaged",
-                code="MR-D071",
+                code="MR-D312",
                 where=f"{cache.url}/{name}",
                 hint="remove it and run the same command again",
             )

@@ -74,7 +74,7 @@ def attacks(
     for name, rows_ND in sets.items():
         if len(rows_ND) < FEWEST:
             raise DataError(
-                f"membership: {len(rows_ND)} {name} images, it takes {FEWEST}", code="MR-D070"
+                f"membership: {len(rows_ND)} {name} images, it takes {FEWEST}", code="MR-D311"
             )
     candidates = np.concatenate([members, non_members])
     scores = {

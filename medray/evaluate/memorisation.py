@@ -240,7 +240,7 @@ class _Best:
             raise DataError(
                 f"a hold-out of {holdout_images} images sets no threshold; it takes "
                 f"{FEWEST_HOLDOUT}, and {RESOLVED_HOLDOUT:,} to resolve the 99.9th percentile",
-                code="MR-D063",
+                code="MR-D304",
                 hint="pack the set with a larger validation split (--val)",
             )
         self._count, self._resolved = holdout_images, holdout_images >= RESOLVED_HOLDOUT
@@ -325,7 +325,7 @@ def _checked(images: Pixels) -> Pixels:
 def _different(got: tuple[int, ...], wanted: tuple[int, ...], what: str) -> DataError:
     return DataError(
         f"{what} are {_words(got)}, the training images {_words(wanted)}",
-        code="MR-D066",
+        code="MR-D307",
         hint="pack both sets with the same --size-px and --channels",
     )
 
@@ -335,4 +335,4 @@ def _words(shape: tuple[int, ...]) -> str:
 
 
 def _damaged(store: Store, what: str) -> DataError:
-    return DataError(what, code="MR-D067", where=store.url, hint="make the gate again")
+    return DataError(what, code="MR-D308", where=store.url, hint="make the gate again")

@@ -83,7 +83,7 @@ class ImageSet:
         if self.index.encoding != "png" and self.index.bits not in (8, 16):
             raise DataError(
                 f"the set holds values of {self.index.bits} bits, not images",
-                code="MR-D068",
+                code="MR-D309",
                 where=self.store.url,
             )
 
@@ -194,7 +194,7 @@ def as_bytes(sample: Sample) -> Pixels:
         return (image >> 8).astype(np.uint8)
     raise DataError(
         f"sample {sample.key} is {image.dtype} of shape {image.shape}, not an image",
-        code="MR-D068",
+        code="MR-D309",
     )
 
 
@@ -204,7 +204,7 @@ def same_kind(first: ImageSet, *others: ImageSet) -> None:
         if other.kind != first.kind:
             raise DataError(
                 f"{first.name} has images of {first.kind}, {other.name} of {other.kind}",
-                code="MR-D066",
+                code="MR-D307",
                 hint="pack the real set with the generator's --size-px and --channels",
             )
 
@@ -216,6 +216,6 @@ def patients_apart(first: Rows, second: Rows, names: tuple[str, str]) -> None:
         raise DataError(
             f"{len(common)} patients are in both {names[0]} and {names[1]}: what is held out must "
             "be of other patients",
-            code="MR-D069",
+            code="MR-D310",
             hint="pack the set again with --patient-column",
         )

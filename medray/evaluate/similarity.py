@@ -156,7 +156,7 @@ def training_of(
         plain.append(found_NVE[:, SHIFTS.index((0, 0))])
         variants.append(found_NVE)
     if not windows:
-        raise DataError("no training images to compare with", code="MR-D064")
+        raise DataError("no training images to compare with", code="MR-D305")
     mean_E, deviation_E = scale or _scale(np.concatenate(plain).astype(np.float64))
     found_ME = torch.from_numpy(np.concatenate(variants).reshape(-1, len(mean_E)))
     embeddings_ME = unit(found_ME, mean_E, deviation_E).half()
@@ -201,7 +201,7 @@ def _cosines(padded: Pixels, training: Training, extractor: Extractor) -> Tensor
         raise DataError(
             f"the gate holds {len(training.mean_E)} features an image, the extractor gives "
             f"{features_NE.shape[1]}",
-            code="MR-D065",
+            code="MR-D306",
         )
     units_NE = unit(features_NE, training.mean_E, training.deviation_E)
     step = _TRAINING_AT_ONCE * VARIANTS

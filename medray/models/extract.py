@@ -126,7 +126,7 @@ class Extractor:
             raise DataError(
                 f"{self.name} gave features that are not finite for {len(bad)} of "
                 f"{len(images_NCHW)} images",
-                code="MR-D060",
+                code="MR-D301",
                 hint="the file is damaged, or wants another norm= or px=",
             )
         return np.ascontiguousarray(features_ND)
@@ -140,7 +140,7 @@ class Extractor:
             raise DataError(
                 f"{self.name} must return features (N, D) or (N, D, H, W) for {BATCH} images, "
                 f"got {kind}",
-                code="MR-D061",
+                code="MR-D302",
                 hint="script a module whose forward(images) returns one tensor",
             )
         return found
@@ -244,7 +244,7 @@ def _torchscript(spec: str) -> Extractor:
         except (RuntimeError, ValueError) as error:
             raise DataError(
                 f"not a TorchScript file: {str(error).splitlines()[0]}",
-                code="MR-D062",
+                code="MR-D303",
                 where=str(path),
                 hint="save the network with torch.jit.script(network).save(PATH)",
             ) from error
