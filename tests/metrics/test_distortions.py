@@ -17,9 +17,11 @@ def films():
 
 
 def features(images_NHW):
-    """Seeded random projections, cut off at 0: a network of one layer."""
-    weights = np.random.default_rng(0).normal(size=(images_NHW[0].size, 48)) / 500
-    return np.maximum(images_NHW.reshape(len(images_NHW), -1) @ weights, 0)
+    """Seeded random 5 x 5 filters, cut off at 0, the mean of each quarter: a network."""
+    weights = np.random.default_rng(0).normal(size=(25, 16)) / 500
+    windows = np.lib.stride_tricks.sliding_window_view(images_NHW, (5, 5), (1, 2))
+    found = np.maximum(windows.reshape(*windows.shape[:3], 25) @ weights, 0)
+    return found.reshape(len(images_NHW), 2, 14, 2, 14, 16).mean(axis=(2, 4)).reshape(-1, 64)
 
 
 WAYS = {
@@ -30,8 +32,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_frechet_distance_rises_with_every_strength(films, way):
+@pytest.mark.parametrize("way", ["blur", "noise"])
+def test_the_frechet_distance_rises_with_every_strength_of_worse_images(films, way):
     images_NHW, labels_N = films
     real_ND = features(images_NHW[120:])
     found = [
@@ -39,6 +41,19 @@ def test_the_frechet_distance_rises_with_every_strength(films, way):
         for s in (0.0, *STRENGTHS)
     ]
     assert found == sorted(found) and found[-1] > 1.5 * found[0], found
+
+
+@pytest.mark.parametrize("way", ["drop", "mix"])
+@pytest.mark.parametrize("modes", [2, 6])
+def test_the_frechet_distance_rises_with_every_strength_of_another_mix(way, modes):
+    generator = np.random.default_rng(modes)
+    modes_N = generator.choice(modes, 1600, p=np.arange(1, modes + 1) / sum(range(1, modes + 1)))
+    rows_ND = generator.normal(size=(1600, 8)) + 3 * generator.normal(size=(modes, 8))[modes_N]
+    found = [
+        frechet_of(rows_ND[800:], WAYS[way](rows_ND[:800], modes_N[:800], s))
+        for s in (0.0, *STRENGTHS)
+    ]
+    assert found == sorted(found) and found[-1] > 10 * found[0], found
 
 
 @pytest.mark.parametrize("way", WAYS)
