@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from medray import log
+from medray._parts import part_path
 from medray._tensors import Tensors, read_tensors, write_tensors
 from medray.errors import DataError, ResourceError
 from medray.lease import Lease
-from medray.store import PART, Store, fsync_folder, make_folder
+from medray.store import Store, fsync_folder, make_folder
 
 FOLDER = "checkpoints"
 MANIFEST, TENSORS, STATE = "manifest.json", "state.safetensors", "state.json"
@@ -64,7 +64,9 @@ class Checkpoints:
             if self._is_there(images, files):
                 path.unlink()
                 return
-            # What is here has other contents: it must stop counting before its files change.
+            # What is here has other contents: it must stop counting before its files change. Much
+            # time may have gone by, and another writer may have come.
+            self.lease.check()
             self.store.remove(f"{folder}/{MANIFEST}")
             self.store.publish(path, f"{folder}/{TENSORS}")
         self.store.write_bytes(f"{folder}/{STATE}", data)
@@ -86,7 +88,7 @@ class Checkpoints:
             make_folder(self.store.path(folder))
         except OSError as error:
             raise _not_written(self.store.path(folder), error) from error
-        return self.store.path(f"{folder}/{TENSORS}.{os.getpid()}{PART}")
+        return part_path(self.store.path(f"{folder}/{TENSORS}"))
 
     def _is_there(self, images: int, files: dict[str, dict[str, Any]]) -> bool:
         try:

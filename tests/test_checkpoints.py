@@ -260,14 +260,14 @@ class Lost(Free):
             raise LeaseLost("another start took over")
 
 
-@pytest.mark.parametrize("checks", [0, 1])
+@pytest.mark.parametrize("checks", [0, 1, 2])
 def test_who_lost_the_lease_publishes_nothing(checks: int, tmp_path: Path) -> None:
     saved(tmp_path, 8)
     checkpoints = Checkpoints(Store(tmp_path), Lost(checks))
     with pytest.raises(LeaseLost):
         checkpoints.save(16, tensors_at(16), {})
     assert checkpoints.complete() == [8]
-    Checkpoints(Store(tmp_path), Lost(2)).save(16, tensors_at(16), {})
+    Checkpoints(Store(tmp_path), Lost(3)).save(16, tensors_at(16), {})
     assert checkpoints.complete() == [8, 16], "with the lease it does"
 
 
@@ -289,3 +289,41 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(tmp_path: Path) -> Non
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(ResourceError, match="cannot write .*checkpoints"):
         saved(tmp_path).save(8, tensors_at(8), {})
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_a_writer_that_slept_through_its_replacements_save_takes_nothing_away(
+    tmp_path: Path, fenced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes just before it would make room for what is there by now."""
+    late = saved(tmp_path)
+    lease = OverLater()
+    late.lease = lease if fenced else Free()
+    asked = late._is_there
+
+    def slept(images: int, files: Any) -> bool:
+        found = asked(images, files)
+        saved(tmp_path, 8)
+        lease.over = True
+        return found
+
+    monkeypatch.setattr(late, "_is_there", slept)
+    removed: list[str] = []
+    monkeypatch.setattr(late.store, "remove", removed.append)
+    if not fenced:  # the negative control
+        late.save(8, tensors_at(9), {"data": 9})
+        assert removed
+        return
+    with pytest.raises(LeaseLost):
+        late.save(8, tensors_at(9), {"data": 9})
+    assert removed == [] and saved(tmp_path).load(saved(tmp_path).at(8))[1]["data"] == 8
+
+
+class OverLater(Free):
+    """A lease that another writer takes when it says so."""
+
+    over = False
+
+    def check(self) -> None:
+        if self.over:
+            raise LeaseLost("another writer has replaced this one")

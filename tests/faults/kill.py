@@ -97,7 +97,9 @@ def frozen(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        # Who thought it dead may have ended it.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
