@@ -13,16 +13,22 @@ imports no torch, no Numba and no CuPy.
 """
 
 from medray.kernels.moments import (
+    check_features,
     class_moments,
     class_moments_ref,
+    class_variances,
+    class_variances_ref,
     ledoit_wolf,
     ledoit_wolf_ref,
 )
 from medray.kernels.neighbours import nearest, nearest_ref
 
 __all__ = [
+    "check_features",
     "class_moments",
     "class_moments_ref",
+    "class_variances",
+    "class_variances_ref",
     "ledoit_wolf",
     "ledoit_wolf_ref",
     "nearest",

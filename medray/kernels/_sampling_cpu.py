@@ -199,14 +199,17 @@ def mixup_rows(
     stream: Any,
     rows_MD: Floats,
     alpha: float,
+    given: bool,
     pairs_N2: Longs,
     weights_N: Floats,
 ) -> None:
-    """Two rows of words 0 to 3, the first weighted by Beta(alpha, alpha) of words 4 and 5."""
+    """Two rows of words 0 to 3 (unless given), the first's weight Beta's of words 4 and 5."""
     span = np.uint64(len(rows_MD))
     for n in range(len(out_ND)):
         a, b, c, d = philox(seed, stream, indices_N[n], _ZERO)
         first, second = integer(a, b, span), integer(c, d, span)
+        if given:
+            first, second = pairs_N2[n, 0], pairs_N2[n, 1]
         u, v, _, _ = philox(seed, stream, indices_N[n], _ONE)
         cosine = np.cos(2 * np.pi * 2.0**-32 * np.float64(v))
         spread = np.expm1(np.float64(minus_log(u)) / alpha) * cosine * cosine
@@ -229,3 +232,23 @@ def foreign_neighbours(
         for slot in range(neighbours_Nk.shape[1]):
             count += labels_M[neighbours_Nk[n, slot]] != own_N[n]
         counts_N[n] = count
+
+
+@compiled
+def choose_rows(
+    chosen_N: Longs,
+    indices_N: Indices,
+    seed: Any,
+    stream: Any,
+    labels_N: NDArray[np.int32],
+    offsets_K1: Longs,
+    rows_P: Longs,
+    thresholds_P: NDArray[np.uint64],
+    aliases_P: Longs,
+) -> None:
+    """A row of each sample's class by the class's alias table."""
+    for n in range(len(chosen_N)):
+        a, b, c, _ = philox(seed, stream, indices_N[n], _ZERO)
+        first = offsets_K1[labels_N[n]]
+        slot = first + integer(a, b, np.uint64(offsets_K1[labels_N[n] + 1] - first))
+        chosen_N[n] = rows_P[slot] if np.uint64(c) < thresholds_P[slot] else aliases_P[slot]

@@ -4,7 +4,7 @@ Row i of class k is mean_k + scale_k * e (+ factors_k @ z), where e and z are st
 the address (seed, stream, i): e its draws 0 .. D, z those from the next multiple of four on. A full
 covariance L L^T has factors L and draws z = 0 .. D alone. Normals are float32's (1e-6 relative from
 `rng.normals`); products are made in blocks of a fixed shape, so that a row's bits do not depend on
-which rows are drawn with it.
+which rows are drawn with it, nor on the number of threads.
 
 Shape letters: N samples, D dimensions, K classes, R rank.
 """
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 STREAM = "sample.gaussian"
 _BLOCK_CPU, _BLOCK_GPU = 256, 16384
+# At the ragged edge of a product its rows are summed in another order; padded, there is none.
+_EDGE = 16
 
 
 def diagonal(
@@ -170,14 +172,16 @@ def _by_class(drawn: _Cpu | _Gpu, labels: torch.Tensor, factors: torch.Tensor, b
     counts = torch.bincount(labels.long(), minlength=len(factors)).tolist()
     dims, rank = factors.shape[1:]
     first_block = 0 if drawn.scales is None else (dims + 3) // 4
-    noise = torch.zeros((block, rank), device=factors.device)
+    factors = torch.nn.functional.pad(factors, (0, -rank % _EDGE, 0, -dims % _EDGE))
+    noise = torch.zeros((block, factors.shape[2]), device=factors.device)
     last = 0
     for factors_DR, count in zip(factors, counts, strict=True):
         end = last + count
         for first in range(last, end, block):
             members = order[first : min(first + block, end)].contiguous()
             drawn.noise(noise[: len(members)], members, first_block)
-            drawn.finish(members, (noise @ factors_DR.T)[: len(members)].contiguous())
+            product = noise @ factors_DR.T
+            drawn.finish(members, product[: len(members), :dims].contiguous())
         last = end
 
 

@@ -33,21 +33,27 @@ DEVICE float symmetric_beta(uint32 first, uint32 second, float power) {
     return cosine < 0 ? 0.5f - half : 0.5f + half;
 }
 
-// Words 0 to 3 draw the two rows, 4 and 5 the second's weight less one.
+// Words 0 to 3 draw the two rows (unless `pairs` has them), 4 and 5 the first one's weight.
 KERNEL mixup_rows(
     TYPE *out, int64 rows, uint32 dims, uint64 start, uint64 key, uint32 stream,
-    const TYPE *table, uint64 table_rows, float power, int64 *pairs, float *weights) {
+    const TYPE *table, uint64 table_rows, float power, uint32 given, int64 *pairs,
+    float *weights) {
     BEGIN
     EACH_ROW(row, rows) {
         Words words = philox(key, stream, start + row, 0);
         Words more = philox(key, stream, start + row, 1);
-        int64 first = integer(words.word[0], words.word[1], table_rows);
-        int64 second = integer(words.word[2], words.word[3], table_rows);
+        int64 first = pairs[2 * row], second = pairs[2 * row + 1];
+        if (!given) {
+            first = integer(words.word[0], words.word[1], table_rows);
+            second = integer(words.word[2], words.word[3], table_rows);
+        }
         float weight = symmetric_beta(more.word[0], more.word[1], power);
         between(out + row * dims, table + first * dims, table + second * dims, 1.0f - weight, dims);
         if (threadIdx.x == 0) {
-            pairs[2 * row] = first;
-            pairs[2 * row + 1] = second;
+            if (!given) {
+                pairs[2 * row] = first;
+                pairs[2 * row + 1] = second;
+            }
             weights[row] = weight;
         }
     }

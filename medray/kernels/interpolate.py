@@ -103,28 +103,33 @@ def mixup(
     rows_MD: Array,
     alpha: float,
     *,
+    pairs_N2: Array | None = None,
     start: int = 0,
     stream: str = MIXUP_STREAM,
     dtype: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """Mixed rows (N, D), the pairs of rows (N, 2) int64, the first's weights (N,) float32.
 
-    Weights are of Beta(alpha, alpha) (Zhang et al. 2018), drawn without rejection (Devroye 1996).
-    Labels mix by the same weights. ValueError unless alpha is 0.01 to 100.
+    Weights are of Beta(alpha, alpha) (Zhang et al. 2018), drawn without rejection (Devroye 1996);
+    labels mix by the same weights. Pairs are drawn among all rows, unless `pairs_N2` gives them.
+    ValueError unless alpha is 0.01 to 100.
     """
-    _check_mixup(count, rows_MD, alpha, start)
+    _check_mixup(count, rows_MD, alpha, pairs_N2, start)
     dtype = dtype or _type_of(rows_MD)
     out = empty((count, rows_MD.shape[1]), dtype, rows_MD)
     import torch
 
     pairs = torch.empty((count, 2), dtype=torch.int64, device=out.device)
+    if pairs_N2 is not None:
+        pairs.copy_(as_tensor(pairs_N2))
     weights = torch.empty(count, dtype=torch.float32, device=out.device)
     where = address(seed, stream, start)
-    if on_gpu(rows_MD):
+    given = pairs_N2 is not None
+    if on_gpu(rows_MD, pairs_N2):
         from medray.kernels._launch import launch_rows
 
         table, power = as_table(rows_MD, dtype), np.float32(1 / alpha)
-        arguments = [*where, table, np.uint64(len(table)), power, pairs, weights]
+        arguments = [*where, table, np.uint64(len(table)), power, np.uint32(given), pairs, weights]
         launch_rows("interpolate", "mixup_rows", out, arguments)
     else:
         from medray.kernels import _sampling_cpu as loops
@@ -132,11 +137,18 @@ def mixup(
 
         table_MD = as_table(as_table(rows_MD, dtype), "float32").numpy()
         indices_N, words = indices_of(start, count), [np.uint64(word) for word in where[1:]]
-        pairs_N2, weights_N = pairs.numpy(), weights.numpy()
+        numbers_N2, weights_N = pairs.numpy(), weights.numpy()
         fill(
             out,
             lambda rows, at: loops.mixup_rows(
-                rows, indices_N[at], *words, table_MD, float(alpha), pairs_N2[at], weights_N[at]
+                rows,
+                indices_N[at],
+                *words,
+                table_MD,
+                float(alpha),
+                given,
+                numbers_N2[at],
+                weights_N[at],
             ),
         )
     return like(out, rows_MD), like(pairs, rows_MD), like(weights, rows_MD)
@@ -148,20 +160,22 @@ def mixup_ref(
     rows_MD: Array,
     alpha: float,
     *,
+    pairs_N2: Array | None = None,
     start: int = 0,
     stream: str = MIXUP_STREAM,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """The definition of `mixup`: 1/2 + cos(2 pi v) / (2 sqrt(cos^2 + 1 / (u^(-1/a) - 1)))."""
     rows_MD, indices_N = as_numpy(rows_MD).astype(np.float32), indices_of(start, count)
-    pairs_N2 = rng.integers(seed, stream, indices_N, 2, 0, len(rows_MD))
+    drawn_N2 = rng.integers(seed, stream, indices_N, 2, 0, len(rows_MD))
+    pairs = drawn_N2 if pairs_N2 is None else as_numpy(pairs_N2)
     words_N2 = rng.bits(seed, stream, indices_N, 2, start=4).astype(np.float64)
     with np.errstate(over="ignore", divide="ignore"):
         spread_N = np.expm1(-np.log((words_N2[:, 0] + 1) / rng.WORDS) / alpha)
         cosine_N = np.cos(2 * np.pi * words_N2[:, 1] / rng.WORDS)
         half_N = 0.5 / np.sqrt(1 + 1 / (spread_N * cosine_N**2))
     weights_N = np.where(cosine_N < 0, 0.5 - half_N, 0.5 + half_N).astype(np.float32)
-    first_ND, second_ND = rows_MD[pairs_N2[:, 0]], rows_MD[pairs_N2[:, 1]]
-    return first_ND + (1 - weights_N)[:, None] * (second_ND - first_ND), pairs_N2, weights_N
+    first_ND, second_ND = rows_MD[pairs[:, 0]], rows_MD[pairs[:, 1]]
+    return first_ND + (1 - weights_N)[:, None] * (second_ND - first_ND), pairs, weights_N
 
 
 def _type_of(rows_MD: Array) -> str:
@@ -184,23 +198,35 @@ def _check_smote(
     if bases_N is not None and tuple(bases_N.shape) != (count,):
         raise ValueError(f"bases must have shape ({count},), got {tuple(bases_N.shape)}")
     for name, numbers in (("neighbours", neighbours_Mk), ("bases", bases_N)):
-        if numbers is None or not min(numbers.shape):
-            continue
-        if "int" not in str(numbers.dtype) or not 0 <= int(numbers.min()) <= int(
-            numbers.max()
-        ) < len(rows_MD):
-            raise ValueError(
-                f"{name} must be integers from 0 to {len(rows_MD) - 1}, got {numbers.dtype} from "
-                f"{numbers.min()} to {numbers.max()}"
-            )
-    if count and not len(rows_MD):
-        raise ValueError("there must be rows to draw from, got none")
+        _check_numbers(name, numbers, len(rows_MD))
+    _check_any(count, rows_MD)
 
 
-def _check_mixup(count: int, rows_MD: Array, alpha: float, start: int) -> None:
+def _check_mixup(
+    count: int, rows_MD: Array, alpha: float, pairs_N2: Array | None, start: int
+) -> None:
     check_samples(start, count)
     check_rows("rows", rows_MD)
     if not 0.01 <= alpha <= 100:
         raise ValueError(f"alpha must be 0.01 to 100, got {alpha}")
+    if pairs_N2 is not None and tuple(pairs_N2.shape) != (count, 2):
+        raise ValueError(f"pairs must have shape ({count}, 2), got {tuple(pairs_N2.shape)}")
+    _check_numbers("pairs", pairs_N2, len(rows_MD))
+    _check_any(count, rows_MD)
+
+
+def _check_numbers(name: str, numbers: Array | None, rows: int) -> None:
+    """ValueError unless all are numbers of rows."""
+    if numbers is None or not min(numbers.shape):
+        return
+    low, high = int(numbers.min()), int(numbers.max())
+    if "int" not in str(numbers.dtype) or not 0 <= low <= high < rows:
+        raise ValueError(
+            f"{name} must be integers from 0 to {rows - 1}, "
+            f"got {numbers.dtype} from {low} to {high}"
+        )
+
+
+def _check_any(count: int, rows_MD: Array) -> None:
     if count and not len(rows_MD):
         raise ValueError("there must be rows to draw from, got none")

@@ -69,6 +69,40 @@ def class_moments_ref(
     return counts_K, means_KD, covariances_KDD
 
 
+def class_variances(features_ND: Array, labels_N: Array, classes: int) -> tuple[Array, Array]:
+    """Means and variances (K, D) float64 of each class: the diagonals of `class_moments`."""
+    import torch
+
+    check_moments(features_ND, labels_N, classes)
+    on_gpu(features_ND, labels_N)
+    features, labels = as_tensor(features_ND).contiguous(), as_tensor(labels_N)
+    means_KD = torch.full((classes, features.shape[1]), torch.nan, dtype=torch.float64).to(
+        features.device
+    )
+    variances_KD = means_KD.clone()
+    for c in range(classes):
+        members_N = (labels == c).nonzero()[:, 0]
+        if len(members_N):
+            means_KD[c], squares_D = _sums_of_one_class(features, members_N)
+        if len(members_N) > 1:
+            variances_KD[c] = squares_D / (len(members_N) - 1)
+    return like(means_KD, features_ND), like(variances_KD, features_ND)
+
+
+def class_variances_ref(
+    features_ND: Array, labels_N: Array, classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The definition of `class_variances`."""
+    _, means_KD, covariances_KDD = class_moments_ref(features_ND, labels_N, classes)
+    return means_KD, np.diagonal(covariances_KDD, axis1=1, axis2=2).copy()
+
+
+def check_features(features_ND: Array) -> None:
+    """ValueError unless these are finite floating numbers of shape (N, D)."""
+    check_rows("features", features_ND)
+    check_finite("features", features_ND)
+
+
 def ledoit_wolf(
     features_ND: Array, labels_N: Array, classes: int
 ) -> tuple[Array, Array, Array, Array]:
@@ -90,7 +124,7 @@ def ledoit_wolf(
             fourth = _fourth(features, members, means_KD[c])
             covariances_KDD[c], shrinkages[c] = _shrunk(scatter_DD, fourth, count)
     results = counts_K, means_KD, covariances_KDD, shrinkages
-    return tuple(like(result, features_ND) for result in results)  # type: ignore[return-value]
+    return tuple(like(result, features_ND) for result in results)
 
 
 def ledoit_wolf_ref(
@@ -162,6 +196,22 @@ def _of_one_class(
     count = len(members_N)
     scatter_DD = products_DD - torch.outer(sum_D, sum_D) / count
     return shift_D + sum_D / count, (scatter_DD + scatter_DD.T) / 2
+
+
+def _sums_of_one_class(
+    features_ND: torch.Tensor, members_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sum of centred squares of the rows `members_N`."""
+    import torch
+
+    shift_D = features_ND[members_N[0]].double()
+    sum_D, squares_D = torch.zeros_like(shift_D), torch.zeros_like(shift_D)
+    for first in range(0, len(members_N), _ROWS_AT_ONCE):
+        rows_ND = _shifted(features_ND, members_N[first : first + _ROWS_AT_ONCE], shift_D)
+        sum_D += rows_ND.sum(0)
+        squares_D += rows_ND.square_().sum(0)
+    count = len(members_N)
+    return shift_D + sum_D / count, (squares_D - sum_D.square() / count).clamp_(min=0)
 
 
 def _shifted(

@@ -163,7 +163,8 @@ def test_mixup_rows_pairs_and_weights_are_the_definitions(alpha):
     rows, out = torch.randn(40, 8), torch.empty((200, 8))
     pairs, weights = torch.empty((200, 2), dtype=torch.int64), torch.empty(200)
     arguments = [*address(SEED, STREAM, 8), rows, np.uint64(40), np.float32(1 / alpha)]
-    emulate.launch_rows("interpolate", "mixup_rows", out, [*arguments, pairs, weights])
+    arguments += [np.uint32(0), pairs, weights]
+    emulate.launch_rows("interpolate", "mixup_rows", out, arguments)
     expected = interpolate.mixup_ref(SEED, 200, rows, alpha, start=8, stream=STREAM)
     np.testing.assert_array_equal(pairs.numpy(), expected[1])
     np.testing.assert_allclose(weights.numpy(), expected[2], atol=2e-5)
@@ -178,6 +179,29 @@ def test_foreign_neighbours_are_counted():
     emulate.launch("allocation", "foreign_neighbours", 2, (8, 1), arguments)
     expected = allocation.foreign_neighbours_ref(near, of, of)
     np.testing.assert_array_equal(counts.numpy(), expected)
+
+
+@needs_compiler
+def test_mixup_takes_the_pairs_that_it_is_given():
+    rows, out = torch.randn(40, 8), torch.empty((20, 8))
+    pairs, weights = torch.randint(0, 40, (20, 2)), torch.empty(20)
+    arguments = [*address(SEED, STREAM, 8), rows, np.uint64(40), np.float32(2), np.uint32(1)]
+    emulate.launch_rows("interpolate", "mixup_rows", out, [*arguments, pairs, weights])
+    expected = interpolate.mixup_ref(SEED, 20, rows, 0.5, pairs_N2=pairs, start=8, stream=STREAM)
+    np.testing.assert_allclose(out.numpy(), expected[0], atol=1e-4)
+
+
+@needs_compiler
+def test_rows_chosen_by_weight_are_the_definitions():
+    weights, of = np.array([1.0, 2, 0, 5, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+    pools = allocation.Pools.of(weights, of, 2)
+    wanted, chosen = torch.randint(0, 2, (90,), dtype=torch.int32), torch.empty(90).long()
+    tables = [pools.offsets_K1, pools.rows_P, pools.thresholds_P.view(np.int64), pools.aliases_P]
+    arguments = [chosen, np.int64(90), *address(SEED, STREAM, 8), wanted]
+    arguments += [torch.from_numpy(table) for table in tables]
+    emulate.launch("allocation", "choose_rows", 2, (8, 1), arguments)
+    expected = allocation.choose_ref(SEED, wanted, pools, start=8, stream=STREAM)
+    np.testing.assert_array_equal(chosen.numpy(), expected)
 
 
 @needs_compiler

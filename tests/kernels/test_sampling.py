@@ -65,9 +65,10 @@ def test_gaussian_tensors_come_in_every_type(name, dtype):
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)
-def test_a_row_is_the_same_bits_in_any_company(name):
+@pytest.mark.parametrize("dims, rank", [(3, 1), (6, 2), (48, 5), (65, 33)])
+def test_a_row_is_the_same_bits_in_any_company(name, dims, rank):
     """In one call, in parts, alone, on one thread or three."""
-    call, of, made = GAUSSIANS[name], labels_of(700), classes_of(48, rank=5, kind=np)
+    call, of, made = GAUSSIANS[name], labels_of(700), classes_of(dims, rank=rank, kind=np)
     draw = getattr(gaussian, name)
     whole = call(draw, SEED, of, *made, start=FAR)
     for first, last in [(0, 300), (300, 301), (301, 700), (699, 700)]:
@@ -215,6 +216,32 @@ def test_foreign_neighbours_danger_and_adasyn_are_counted_as_defined():
     assert allocation.adasyn_counts(counts, 100).tolist() == [25, 25, 50]
     with pytest.raises(ValueError, match="no row has a neighbour of another class"):
         allocation.adasyn_counts(counts * 0, 10)
+
+
+@pytest.mark.parametrize("count, start", [(0, 0), (1, 5), (9000, FAR)])
+def test_rows_are_chosen_by_weight_within_the_class_as_defined(count, start):
+    weights, of = np.array([1.0, 2, 0, 5, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+    pools, wanted = allocation.Pools.of(weights, of, 3), labels_of(count, 2)
+    chosen = allocation.choose(SEED, wanted, pools, start=start)
+    expected = allocation.choose_ref(SEED, wanted[:300], pools, start=start)
+    np.testing.assert_array_equal(chosen[:300], expected)
+    assert (of[chosen] == wanted).all()
+    if count > 1000:
+        counts = np.bincount(chosen, minlength=6)
+        assert (
+            counts[2] == 0 and 4 < counts[3] / counts[4] < 6 and 1.7 < counts[1] / counts[0] < 2.3
+        )
+    with pytest.raises(ValueError, match="no row to start from for class 2"):
+        allocation.choose(SEED, np.array([2]), pools)
+
+
+def test_mixup_takes_the_pairs_that_it_is_given():
+    rows, pairs = smote_inputs()[0], np.array([[0, 1], [5, 5], [29, 3]])
+    out, same, weights = interpolate.mixup(SEED, 3, rows, 0.5, pairs_N2=pairs)
+    np.testing.assert_array_equal(same, pairs)
+    close(out, interpolate.mixup_ref(SEED, 3, rows, 0.5, pairs_N2=pairs)[0], atol=1e-4)
+    with pytest.raises(ValueError, match="pairs must be integers from 0 to 29"):
+        interpolate.mixup(SEED, 3, rows, 0.5, pairs_N2=pairs + 1)
 
 
 MEANS = np.zeros((2, 3), np.float32)
