@@ -42,7 +42,8 @@ class Target:
 
 
 # Limits: a GAN step from the work that is left (17 of 19 forward units, 12.4 with lazy R1) at the
-# rate of the fastest arithmetic; streaming from mmap and memcpy alone; the rest by definition.
+# rate of the fastest arithmetic; streaming from mmap and memcpy alone; Frechet from float64's
+# tridiagonalisation; the rest by definition.
 TARGETS = {
     "stream_raw": Target(15, limit=51),
     "stream_zstd": Target(8, limit=10),
@@ -53,11 +54,20 @@ TARGETS = {
     "train_vs_torchrun": Target(0.98, limit=1),
     "workers_2": Target(1.8, limit=2),
     "memory_estimate": Target(1, within=0.15),
+    "png_256": Target(15),
+    "archive_64": Target(0.85, limit=1),
+    "archive_memory": Target(1, within=0.05),
+    "frechet_scipy": Target(15, limit=35),
+    "frechet_eigvals": Target(2.8, limit=5.9),
+    "kid_4k": Target(15),
+    "prdc_4k": Target(2.4),
 }
 SUITES = {
     "stream": ("jobs._bench_stream",),
     "pack": ("jobs._bench_pack",),
     "train": ("jobs._bench_gan", "jobs._bench_dist", "jobs._bench_memory"),
+    "archive": ("jobs._bench_archive",),
+    "judge": ("jobs._bench_judge",),
 }
 
 Timed = Callable[[], float]
@@ -68,7 +78,9 @@ Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
 class BenchJob(JobConfig):
     """Which rows, how often, and where the figures go."""
 
-    suite: Literal["all", "stream", "pack", "train"] = Field("all", description="which rows")
+    suite: Literal["all", "stream", "pack", "train", "archive", "judge"] = Field(
+        "all", description="which rows"
+    )
     only: str | None = Field(None, description="one row by name")
     rounds: int = Field(7, ge=1, description="interleaved rounds of each row")
     json_file: Location | None = Field(

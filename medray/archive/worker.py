@@ -259,7 +259,11 @@ def _in_order(worker: Worker, number: int, left: list[int]) -> Iterator[_Candida
     may come late and so must not matter.
     """
     size = worker.parts.renderer.batch
-    batches, rate = _batches(worker.plan, number, size, left), _Rate()
+    batches, rate, before = (
+        _batches(worker.plan, number, size, left),
+        _Rate(),
+        torch.get_num_threads(),
+    )
     pool = ThreadPoolExecutor(worker.threads, initializer=torch.set_num_threads, initargs=(1,))
     ahead: deque[Future[list[_Candidate]]] = deque()
     try:
@@ -275,6 +279,8 @@ def _in_order(worker: Worker, number: int, left: list[int]) -> Iterator[_Candida
             yield from ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        # What the threads set for themselves is in part the whole process's.
+        torch.set_num_threads(before)
 
 
 class _Rate:

@@ -1,0 +1,216 @@
+"""An archive that is killed, out of room, cut off from power or started twice: the same bytes."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from medray.archive.archive import holding
+from medray.shards import INDEX
+from medray.store import Store
+from tests.archive import small_archive
+from tests.archive.made_parts import arguments, is_result, make_parts, run
+from tests.archive.small_archive import Killer
+from tests.faults import preload
+from tests.faults.kill import tree_sha256, wait_for
+from tests.faults.powercut import Disk
+
+PUBLISHED = (".tar", ".idx", ".json", ".png")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def clean(parts, tmp_path_factory):
+    """The files of an undisturbed run."""
+    out = tmp_path_factory.mktemp("clean") / "archive"
+    assert run(parts, out) == 0
+    return tree_sha256(out, is_result)
+
+
+@pytest.fixture(scope="module")
+def killer():
+    with Killer() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with preload.Forks(small_archive.make) as found:
+        yield found
+
+
+def half_written(folder, clean):
+    """Names that a reader takes for finished files though they are not."""
+    out = folder / "archive"
+    there = tree_sha256(out, is_result) if out.exists() else {}
+    return [n for n, d in there.items() if n.endswith(PUBLISHED) and d != clean[n]]
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.chaos)])
+def test_killed_at_random_instants_the_rerun_gives_the_same_bytes(
+    parts, clean, killer, tmp_path, kills
+):
+    killer.run(tmp_path / "warm", parts)
+    code, clean_s = killer.run(tmp_path / "timed", parts)
+    assert code == 0
+    draw, killed, trial = random.Random(0), 0, 0
+    while killed < kills:
+        folder, trial = tmp_path / f"trial{trial}", trial + 1
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            delay_s = draw.uniform(0, 1.1 * clean_s)
+            code, _ = killer.run(folder, parts, delay_s)
+            killed += code == -signal.SIGKILL
+            assert half_written(folder, clean) == [], f"trial {trial}, {delay_s:.3f} s"
+        assert code == 0
+        assert tree_sha256(folder / "archive", is_result) == clean
+        shutil.rmtree(folder)
+
+
+def each_operation(forks, tmp_path, clean, parts, step, trial, **fault):
+    """Makes archives with the fault at operation 1, 1 + step, ... until it is past the last."""
+    at = 1
+    while True:
+        folder = tmp_path / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        outcome = forks.run(folder, at=at, parts=str(parts), **fault)
+        trial(folder, outcome)
+        if outcome.operations and outcome.operations < at:
+            return at - 1
+        at += step
+
+
+STEPS = [11, pytest.param(1, marks=pytest.mark.chaos)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("action", ["exit", "torn"])
+def test_killed_at_the_kth_operation_nothing_is_half_and_the_rerun_is_equal(
+    parts, clean, forks, tmp_path, action, step
+):
+    def trial(folder, outcome):
+        assert half_written(folder, clean) == []
+        assert forks.run(folder, parts=str(parts)).result == 0
+        assert tree_sha256(folder / "archive", is_result) == clean
+
+    assert each_operation(forks, tmp_path, clean, parts, step, trial, action=action) > 60
+
+
+@pytest.mark.chaos
+def test_control_without_part_and_digests_half_a_shard_bears_its_name(
+    parts, clean, forks, tmp_path
+):
+    found = []
+
+    def trial(folder, outcome):
+        found.extend(half_written(folder, clean))
+
+    each_operation(forks, tmp_path, clean, parts, 5, trial, action="exit", guarded=False)
+    assert any(name.endswith(".tar") for name in found)
+
+
+@pytest.mark.parametrize("step", [19, pytest.param(2, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("action", ["enospc", "eio"])
+def test_a_full_or_failing_disk_is_exit_code_4_and_the_rerun_is_equal(
+    parts, clean, forks, tmp_path, action, step
+):
+    codes = []
+
+    def trial(folder, outcome):
+        codes.append(outcome.result)
+        assert half_written(folder, clean) == []
+        assert forks.run(folder, parts=str(parts)).result == 0
+        assert tree_sha256(folder / "archive", is_result) == clean
+
+    each_operation(forks, tmp_path, clean, parts, step, trial, action=action)
+    assert set(codes) <= {0, 4} and codes.count(4) >= 3
+
+
+@pytest.mark.parametrize("offsets", [4, pytest.param(20, marks=pytest.mark.chaos)])
+def test_a_disk_that_fills_up_is_named_and_publishes_nothing_half(
+    parts, clean, forks, tmp_path, offsets
+):
+    whole = forks.run(_made(tmp_path / "whole"), parts=str(parts))
+    assert whole.result == 0
+    total = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    for number in range(offsets):
+        folder = _made(tmp_path / f"full{number}")
+        room_bytes = total * (number + 1) // (offsets + 2)
+        assert forks.run(folder, parts=str(parts), room_bytes=room_bytes).result == 4
+        assert half_written(folder, clean) == []
+        assert not (folder / "archive" / INDEX).exists()
+        assert forks.run(folder, parts=str(parts)).result == 0
+        assert tree_sha256(folder / "archive", is_result) == clean
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.chaos)])
+def test_a_power_cut_publishes_nothing_bad_and_keeps_what_was_acknowledged(
+    parts, clean, forks, tmp_path, step
+):
+    before, log = _made(tmp_path / "before"), tmp_path / "log"
+
+    def trial(folder, outcome):
+        disk = Disk(folder, before).replay(log)
+        log.unlink(missing_ok=True)
+        for seed in (None, 0, 1):
+            shutil.rmtree(folder)
+            disk.write(folder, seed)
+            assert half_written(folder, clean) == []
+            if not outcome.ended_by_fault:
+                there = tree_sha256(folder / "archive", is_result)
+                assert there == clean, "acknowledged, so all of it is there"
+            assert forks.run(folder, parts=str(parts)).result == 0
+            assert tree_sha256(folder / "archive", is_result) == clean
+
+    each_operation(forks, tmp_path, clean, parts, step, trial, action="exit", log=log)
+
+
+def test_control_without_fsync_a_power_cut_loses_what_was_acknowledged(
+    parts, clean, forks, tmp_path
+):
+    before, log, folder = _made(tmp_path / "before"), tmp_path / "log", _made(tmp_path / "work")
+    assert forks.run(folder, parts=str(parts), durable=False, log=log).result == 0
+    left = Disk(folder, before).replay(log).write(tmp_path / "cut")
+    assert tree_sha256(left, is_result) != clean
+
+
+def test_a_second_start_on_the_same_place_is_refused_while_the_first_runs(parts, tmp_path, capsys):
+    out = tmp_path / "archive"
+    with holding(Store(out), 0):
+        assert run(parts, out, "--wait-s", 0) == 4
+        said = capsys.readouterr().err
+        assert "in use by process" in said and "another --out" in said
+    assert run(parts, out, "--wait-s", 0) == 0
+
+
+@pytest.mark.parametrize("trials", [1, pytest.param(20, marks=pytest.mark.chaos)])
+def test_sigterm_ends_with_75_within_ten_seconds_and_the_rerun_is_equal(
+    parts, clean, tmp_path, trials
+):
+    for trial in range(trials):
+        out = tmp_path / f"archive{trial}"
+        command = [sys.executable, "-m", "jobs.archive", *arguments(parts, out)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=preload.ROOT)
+        wait_for(lambda out=out: list(out.glob("*.part")) or list(out.glob("*.tar")), 60)
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert time.monotonic() - start_s < 10
+        # So small an archive may be done before it hears of it.
+        assert process.returncode == 75 or "done" in said or (out / INDEX).exists(), said
+        assert run(parts, out) == 0
+        assert tree_sha256(out, is_result) == clean
