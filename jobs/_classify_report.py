@@ -45,7 +45,7 @@ def leave(
             "patients": len({targets.patient_of(fact) for fact in found.train_facts}),
             "counts": targets.counts(found.targets.of(found.train_facts), model.classes),
         },
-        "validation": scorecard.figures(judged, config.seed),
+        "validation": scorecard.figures(judged, config.seed, config.interval_draws),
     }
     last, roster = judged, found.validation
     if config.evaluate_split == "test":
@@ -86,7 +86,7 @@ def _on_test(
     log.event("test", f"judging {len(facts):,} images of the test split", samples=len(facts))
     logits_NK = validation.logits_of(model, roster, facts, device)
     judged = validation.judge(model, logits_NK, facts, found.targets)
-    return judged, roster, facts, scorecard.figures(judged, config.seed)
+    return judged, roster, facts, scorecard.figures(judged, config.seed, config.interval_draws)
 
 
 def _save(

@@ -43,6 +43,7 @@ class ClassifyJob(RunJob, ClassifierConfig):
     patients: Literal["all", "half-a", "half-b"] = Field(
         "all", description="patients to train and validate on; the halves share none"
     )
+    interval_draws: int = Field(1000, ge=20, description="draws of the bootstrap over patients")
     on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
     cache_dir: Location | None = Field(
         None, description="where remote shards and phantoms are kept"

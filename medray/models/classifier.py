@@ -112,11 +112,11 @@ class Classifier(nn.Module):
     def seed_weights(self, seed: int) -> Classifier:
         """Weights N(0, 2 / fan in) (He et al., ICCV 2015), each from a stream of its own name.
 
-        A residual branch begins at zero and the head at a tenth, so that the first steps are calm.
+        The head begins at a tenth, so that the first steps are calm.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith(("bias", "last.weight")) else 1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             drawn = rng.normals(seed, f"classifier.init.{name}", 0, parameter.numel())
             scale = math.sqrt(2 / parameter[0].numel()) * (0.1 if name.startswith("head") else 1)
@@ -169,6 +169,11 @@ def _widths(width: int, stages: int) -> list[int]:
     return [width * min(2**stage, WIDEST) for stage in range(stages)]
 
 
+def _pooled(x_NFHW: Tensor) -> Tensor:
+    """Mean and greatest value of each map, `(N, 2 F)`: a finding is diffuse, or in one place."""
+    return torch.cat([x_NFHW.mean((2, 3)), x_NFHW.amax((2, 3))], 1)
+
+
 class _Block(nn.Module):
     """conv -> norm -> ReLU -> conv -> norm, plus what came in; halves and widens if asked."""
 
@@ -178,12 +183,12 @@ class _Block(nn.Module):
         self.conv1 = _conv(fan_in, fan_out, 3, 2 if halve else 1)
         self.norm1 = _norm(fan_out)
         self.conv2 = _conv(fan_out, fan_out, 3)
-        self.last = _norm(fan_out)
+        self.norm2 = _norm(fan_out)
         self.skip = _conv(fan_in, fan_out, 1) if fan_in != fan_out else None
 
     def forward(self, x_NFHW: Tensor) -> Tensor:
         branch = functional.relu(self.norm1(self.conv1(x_NFHW)), inplace=True)
-        branch = self.last(self.conv2(branch))
+        branch = self.norm2(self.conv2(branch))
         if self.halve:
             x_NFHW = functional.avg_pool2d(x_NFHW, 2, ceil_mode=True)
         if self.skip is not None:
@@ -192,7 +197,7 @@ class _Block(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Residual blocks from half the size down to about 4 px, then the mean (He et al. 2016)."""
+    """Residual blocks from half the size down to about 4 px, then pooled (He et al. 2016)."""
 
     def __init__(self, channels: int, width: int, stages: int) -> None:
         super().__init__()
@@ -201,13 +206,13 @@ class _Residual(nn.Module):
         blocks = [_Block(width, width, halve=False)]
         blocks += [_Block(a, b, halve=True) for a, b in zip(widths, widths[1:], strict=False)]
         self.blocks = nn.ModuleList(blocks)
-        self.feature_dims = widths[-1]
+        self.feature_dims = 2 * widths[-1]
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         x = functional.relu(self.norm(self.stem(images_NCHW)), inplace=True)
         for block in self.blocks:
             x = block(x)
-        return x.mean((2, 3))
+        return _pooled(x)
 
 
 class _Plain(nn.Module):
@@ -228,5 +233,4 @@ class _Plain(nn.Module):
         x = images_NCHW
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = functional.leaky_relu(norm(functional.max_pool2d(conv(x), 2)), 0.1, inplace=True)
-        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
-        return functional.leaky_relu(self.dense(pooled), 0.1)
+        return functional.leaky_relu(self.dense(_pooled(x)), 0.1)

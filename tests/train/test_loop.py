@@ -88,11 +88,12 @@ def train(
     resume: bool = False,
     context: Context | None = None,
     snapshot: Callable[[int], dict[str, float]] = lambda images: {},
+    enough: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     with start(folder, resume=resume) as run:
         fit = Fit(
             algorithm, Numbers(), context or local(), run, CADENCE,
-            batch_at=lambda images: 2 if images < 30 else 4, snapshot=snapshot,
+            batch_at=lambda images: 2 if images < 30 else 4, snapshot=snapshot, enough=enough,
         )  # fmt: skip
         return fit.run()
 
@@ -183,3 +184,45 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
     train(tmp_path / "run", Walk(), snapshot=lambda images: {"score": scores.get(images, 5.0)})
     kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert len(kept) == 3 and 24 in kept and kept[-1] == 62
+
+
+def test_a_run_that_is_told_it_is_enough_ends_at_that_snapshot_and_stays_ended(
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+
+    def run(algorithm: Walk, **named: bool) -> dict[str, Any]:
+        return train(
+            tmp_path / "run",
+            algorithm,
+            snapshot=lambda images: seen.append(images) or {},
+            enough=lambda: seen[-1] >= 40,
+            **named,
+        )
+
+    first, again = Walk(), Walk()
+    assert run(first)["images"] == 42 and seen == [0, 20, 42]
+    assert run(again, resume=True)["images"] == 42 and seen == [0, 20, 42]
+    assert torch.equal(again.weights, first.weights)
+
+
+def test_a_run_that_broke_off_after_it_was_enough_ends_where_the_whole_one_did(
+    tmp_path: Path,
+) -> None:
+    def run(name: str, algorithm: Walk, resume: bool = False) -> None:
+        train(
+            tmp_path / name,
+            algorithm,
+            resume=resume,
+            snapshot=lambda images: {"score": float(images)},
+            enough=lambda: bool(algorithm.weights[0] != 0 and float(algorithm.weights.sum()) > -9),
+        )
+
+    whole, broken, again = Walk(), Walk(fail_at=18), Walk()
+    run("whole", whole)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", broken)
+    run("broken", again, resume=True)
+    assert torch.equal(again.weights, whole.weights)
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "whole")[-1]["images"] == 20

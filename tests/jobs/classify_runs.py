@@ -1,0 +1,79 @@
+"""Runs of jobs/classify.py to be killed: a process imports everything once and forks each run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.kill import tree_sha256
+from tests.jobs.pggan_runs import ROOT, environment
+
+TOTAL_IMAGES = 96
+SMALL = (
+    *("--phantoms", "brain", "--phantom-images", "60", "--size-px", "16", "--width", "8"),
+    *("--threads-per-worker", "1", "--batch", "8", "--total-images", f"{TOTAL_IMAGES}"),
+    *("--log-images", "8", "--snapshot-images", "16", "--checkpoint-images", "16"),
+    *("--backend", "local", "-q", "--interval-draws", "40"),
+)
+
+IMPORTS = (
+    "jobs._classify_run jobs._classify_report medray.train.loop medray.train.validation "
+    "medray.stream medray.phantoms medray.models.weights torch.utils.tensorboard.writer "
+    "torch._dynamo matplotlib.backends.backend_agg matplotlib.figure"
+).split()
+
+
+def results(folder: Path) -> dict[str, str]:
+    """What must not depend on kills: model, checkpoints, pictures; a manifest tells its start."""
+    tops = ("checkpoints/", "model/", "confusion", "reliability", "mistakes", "DONE")
+    found = tree_sha256(folder, lambda name: name.startswith(tops))
+    return {name: digest for name, digest in found.items() if not name.endswith("manifest.json")}
+
+
+def killed(folder: Path, cache: Path, *, kills: int, seed: int) -> int:
+    """Runs in `folder`, killed so many times at random and then to the end; kills that met it."""
+    command = [sys.executable, "-m", "tests.jobs.classify_runs", str(folder), str(kills), str(seed)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return int(json.loads(done.stdout.splitlines()[-1])["met"])
+
+
+def _fork(folder: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        from jobs.classify import main
+
+        os._exit(main([*SMALL, "--resume", "--run-dir", str(folder)]))
+    return child
+
+
+def _serve(folder: Path, kills: int, seed: int) -> int:
+    for name in IMPORTS:
+        importlib.import_module(name)
+    draw, met = random.Random(seed), 0
+    started_s = time.monotonic()
+    code = os.waitstatus_to_exitcode(os.waitpid(_fork(Path(f"{folder}-clean")), 0)[1])
+    clean_s = time.monotonic() - started_s
+    for _ in range(kills if code == 0 else 0):
+        child = _fork(folder)
+        time.sleep(draw.uniform(0.1, clean_s))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        met += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    code = code or os.waitstatus_to_exitcode(os.waitpid(_fork(folder), 0)[1])
+    print(json.dumps({"met": met}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
