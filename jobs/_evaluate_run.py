@@ -12,7 +12,7 @@ from jobs.evaluate import EvaluateJob
 from medray import log, report
 from medray.dist.pool import run_on_actors
 from medray.errors import DataError, GateError, UsageError
-from medray.evaluate import chapters, chapters_judged, extraction
+from medray.evaluate import chapter_validation, chapters, chapters_judged, extraction
 from medray.evaluate import gate as gates
 from medray.evaluate.audit import Pair
 from medray.evaluate.extraction import Judge
@@ -176,6 +176,8 @@ def chapters_of(
     yield "overview", chapters.overview
     yield "memorisation", chapters_judged.memorisation
     yield "distances", chapters.distances
+    if config.validation_images:
+        yield "validation", chapter_validation.chapter(config.validation_images)
     yield "variety", chapters.variety
     if material.judge is not None:
         yield "labels", chapters_judged.labels

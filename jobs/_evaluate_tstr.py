@@ -92,6 +92,8 @@ def _kept(
 
 def _trained(config: EvaluateJob, arm: Arm, task: Any, m: Material) -> Scores:
     """Trains one classifier and asks it about every test image, (N, K)."""
+    import torch
+
     from medray.dist.context import local
     from medray.stream import Roster, Source, Stream
     from medray.train import targets
@@ -112,7 +114,8 @@ def _trained(config: EvaluateJob, arm: Arm, task: Any, m: Material) -> Scores:
         }
     )
     weights_2K = targets.weights(task.of(known), task.multi_label, settings.max_weight)
-    context = local()
+    # As many threads as features were computed with: their number changes the last bits.
+    context = local(threads_per_rank=torch.get_num_threads())
     try:
         training = ClassifierTraining(settings, task, roster.channels, weights_2K, context)
         kept = roster.kept(known)
@@ -174,7 +177,11 @@ def _section(config: EvaluateJob, task: Any, said: dict[str, Scores], m: Materia
     table = []
     for name, measure in measures.items():
         found = _figures(measure, said, truth_NK, groups_N, m)
-        table.append([name, found["synthetic"], found["real"], found["difference"]])
+        if isinstance(found, str):
+            section.text(f"{name} is not defined: {found}")
+            section.figures[f"tstr_{name}"] = section.figures[f"trtr_{name}"] = None
+            continue
+        table.append([name, *(found[column] for column in ("synthetic", "real", "difference"))])
         section.figures |= {
             **found["synthetic"].named(f"tstr_{name}"),
             **found["real"].named(f"trtr_{name}"),
@@ -192,11 +199,16 @@ def _figures(
     truth_NK: npt.NDArray[np.int64],
     groups_N: npt.NDArray[np.int64],
     m: Material,
-) -> dict[str, Figure]:
+) -> dict[str, Figure] | str:
+    """Both arms and their paired difference, or why there is none."""
+
     def of(name: str) -> Callable[[npt.NDArray[np.int64]], float]:
         return lambda rows_N: measure(said[name][rows_N], truth_NK[rows_N])
 
     seeded: dict[str, Any] = {"seed": m.seed, "draws": m.draws}
-    found = {n: Figure(*intervals.bootstrap(of(n), groups_N, **seeded)) for n in said}
-    pair = intervals.paired_bootstrap(of("synthetic"), of("real"), groups_N, **seeded)
+    try:
+        found = {n: Figure(*intervals.bootstrap(of(n), groups_N, **seeded)) for n in said}
+        pair = intervals.paired_bootstrap(of("synthetic"), of("real"), groups_N, **seeded)
+    except UndefinedMetricError as error:
+        return error.message
     return {**found, "difference": Figure(*pair)}

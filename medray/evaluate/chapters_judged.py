@@ -28,14 +28,14 @@ from medray.evaluate.similarity import channels_first
 def memorisation(m: Material) -> Section:
     """Near-copies of training images, the closest pairs, and what the gate itself can see."""
     section, facts = Section("Memorisation"), m.pair.gate.facts
-    found = audit(m.arrays[SYNTHETIC], seed=m.seed, draws=m.draws)
+    found = audit(m.arrays[SYNTHETIC], facts, seed=m.seed, draws=m.draws)
     section.figures |= _audit_figures(found, m)
     section.text(
         f"An image is a near-copy where its correlation with a training image exceeds "
         f"{facts.pixel_threshold:.4f} or its embedding's cosine {facts.cosine_threshold:.4f}, over "
         f"mirroring and small shifts. The thresholds are {facts.rule}; {facts.holdout_images:,} "
-        f"hold-out images resolve a share of {facts.resolution:.2g}, and about twice that share of "
-        "images that copy nobody exceeds one of the two by chance."
+        f"hold-out images resolve a share of {facts.resolution:.2g}. By chance up to "
+        f"{found.by_chance:.2g} of images that copy nobody exceed one of the two."
     )
     section.table(["near-copies", ""], _audit_rows(found))
     caught = ", ".join(f"{kind} {share:.0%}" for kind, share in facts.caught.items())
@@ -67,6 +67,7 @@ def _audit_figures(found: Audit, m: Material) -> dict[str, Any]:
         **Figure(found.excess, *found.excess_ci).named("near_copy_excess"),
         "near_copy_rate_train": found.train_rate,
         "near_copy_rate_holdout": found.holdout_rate,
+        "near_copy_rate_by_chance": found.by_chance,
         "memorisation_passes": found.passes,
         "gate": {
             "sha256": m.pair.gate.sha256,
@@ -90,7 +91,12 @@ def _audit_rows(found: Audit) -> list[list[Any]]:
         ["share against training subsets of the hold-out's size", found.train_rate],
         ["share against the hold-out", found.holdout_rate],
         ["difference", excess],
-        ["passes (interval includes 0 or ends at 0.001 at most)", str(found.passes)],
+        ["by chance, at most", found.by_chance],
+        [
+            "passes: the difference's interval includes 0 or ends at 0.001 at most, and the share "
+            "against all is not above chance",
+            "yes" if found.passes else "NO",
+        ],
     ]
 
 

@@ -47,8 +47,8 @@ def alikeness(
     first_P, second_P = pairs(groups_N, PAIRS, seed, stream)
     wanted = np.unique(np.concatenate([first_P, second_P]))
     grey = grey_NHW(take(wanted)).numpy()
-    places = (np.searchsorted(wanted, side) for side in (first_P, second_P))
-    scores_P = np.asarray(ms_ssim(*(grey[place] for place in places)), np.float64)
+    sides = [grey[np.searchsorted(wanted, side_P)] for side_P in (first_P, second_P)]
+    scores_P = ms_ssim(sides[0], sides[1])
     figure = intervals.bootstrap(
         lambda rows_P: float(scores_P[rows_P].mean()), len(scores_P), seed=seed, draws=draws
     )

@@ -8,7 +8,7 @@ import pytest
 from medray import phantoms
 from medray.errors import DataError
 from medray.evaluate import control
-from medray.evaluate.audit import Pair, audit, closest
+from medray.evaluate.audit import Pair, audit, closest, share_by_chance
 from medray.evaluate.memorisation import Gate
 
 
@@ -24,7 +24,7 @@ def pair():
 
 
 def verdict(pair, images):
-    return audit(pair.judge(images), seed=0, draws=200)
+    return audit(pair.judge(images), pair.gate.facts, seed=0, draws=200)
 
 
 def test_images_of_other_patients_pass(pair):
@@ -51,6 +51,15 @@ def test_rates_are_at_equal_sizes(pair):
     found = verdict(pair, control.near_copies(chest(0, 100), "noisy", seed=7))
     assert found.train_rate == pytest.approx(0.4, abs=0.08)
     assert found.near_copies / found.images > 0.9
+
+
+def test_by_chance_as_many_pass_a_threshold_as_simulated(pair):
+    """The highest of n uniform scores, twice: the share of others above either, 97.5% of times."""
+    n = pair.gate.facts.holdout_images
+    tops = np.random.default_rng(0).random((20_000, 2, n)).max(axis=2)
+    either = 1 - tops[:, 0] * tops[:, 1]
+    assert np.quantile(either, 0.975) <= share_by_chance(pair.gate.facts)
+    assert np.quantile(either, 0.5) > share_by_chance(pair.gate.facts) / 10
 
 
 def test_the_closest_are_copies_first(pair):

@@ -53,6 +53,17 @@ def test_all_images_are_read_in_order_with_what_is_known_of_them(real):
     assert rows == everything.rows()
 
 
+@pytest.mark.parametrize("most", [1, 7, 100, 159, 160, 500])
+def test_as_many_images_as_asked_for_are_read_evenly(real, most):
+    everything, part = ImageSet(real, None), ImageSet(real, None, most=most)
+    images, rows = part.read()
+    assert len(images) == len(rows) == len(part) == min(most, 160)
+    places = np.array([everything.rows().keys.index(key) for key in rows.keys])
+    assert (np.diff(places) >= 160 // max(most, 1)).all() and part.present == 160
+    assert np.array_equal(part.take([len(part) - 1, 0]), images[[-1, 0]])
+    assert part.sha256 != everything.sha256 or most >= 160
+
+
 def test_a_split_that_is_not_there_is_named(tmp_path):
     make_set(
         tmp_path / "set", [s for s in phantoms.dataset("chest", 0, 40, 16) if s.split != "val"]
