@@ -120,6 +120,9 @@ def _save(
 
 
 def _pictures(run: RunDir, judged: Judged, roster: Roster, facts: list[Fact]) -> None:
+    from medray.train.validation import draw_progress
+
+    draw_progress(run)
     for name, counts in _confusions(judged).items():
         labels = judged.classes if not judged.multi_label else ("absent", "present")
         run.write_picture(name, report.matrix_png(counts, labels))

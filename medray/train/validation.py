@@ -55,7 +55,7 @@ class Validation:
         )
         figures = self._figures(logits_NK)
         self.model.keep_if_best(figures["score"], images)
-        self._draw()
+        draw_progress(self.run)
         return figures
 
     def enough(self) -> bool:
@@ -79,14 +79,16 @@ class Validation:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def _draw(self) -> None:
-        if rows := self.run.metrics():
-            panels = {
-                "loss": ("train/loss", "snapshot/score"),
-                "accuracy": ("train/accuracy", "snapshot/balanced_accuracy", "snapshot/auroc"),
-                "images/s": ("perf/images_per_s",),
-            }
-            self.run.write_picture("progress.png", report.curves_png(rows, panels))
+
+def draw_progress(run: RunDir) -> None:
+    """Draws the curves of the rows so far."""
+    if rows := run.metrics():
+        panels = {
+            "loss": ("train/loss", "snapshot/score"),
+            "accuracy": ("train/accuracy", "snapshot/balanced_accuracy", "snapshot/auroc"),
+            "images/s": ("perf/images_per_s",),
+        }
+        run.write_picture("progress.png", report.curves_png(rows, panels))
 
 
 @torch.no_grad()
