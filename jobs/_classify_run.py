@@ -26,6 +26,8 @@ CHANGEABLE = frozenset(
     "workers backend gpus_per_worker cpus_per_worker loader_threads cache_dir max_failures "
     "keep_last keep_best on_error threads_per_worker log_images checkpoint_images".split()
 )
+# What a resumed run takes from its folder where no flag says it.
+KEPT = ("threads_per_worker", "init_from", "log_images", "snapshot_images", "checkpoint_images")
 ROWS, VALIDATIONS = 100, 20
 # Steps that --dry-run times, after one that warms up.
 TIMED_STEPS = 3
@@ -92,9 +94,7 @@ def resolved(config: ClassifyJob) -> ClassifyJob:
     before = stored_config(store) if config.resume else None
     if before is not None:
         kept: dict[str, Any] = {
-            name: before[name]
-            for name in ("threads_per_worker", "init_from", "log_images", "checkpoint_images")
-            if name in before and getattr(config, name) is None
+            name: before[name] for name in KEPT if name in before and getattr(config, name) is None
         }
         fresh = config.model_copy(update={"resume": False})
         checked = configuration.taken(fresh, kept, f"{store.url}/config.yaml")

@@ -6,6 +6,7 @@ an image number means follows from (seed, number) alone, so batch size and rank 
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -241,7 +242,8 @@ class _Filling:
         record, mask = self._decoder.into(self._images_NCHW[slot], reader, sample, data)
         self._labels[slot] = -1 if label is None else self._class_ids[label]
         self._keys[slot] = row["key"]
-        self._records[slot] = record
+        # A plain tar may say the label in a member of its own and have no record.
+        self._records[slot] = record or json.dumps({"label": label}).encode()
         if mask is not None:
             if self._masks_NHW is None:
                 count, _, height, width = self._images_NCHW.shape

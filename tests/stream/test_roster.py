@@ -12,6 +12,7 @@ from medray.errors import DataError, UsageError
 from medray.stream import Roster, Source
 from tests.faults import damage
 from tests.shard_sets import CLASSES, image, make_set, stream
+from tests.stream.test_foreign import foreign
 
 
 @pytest.fixture
@@ -68,6 +69,14 @@ def test_a_resumed_stream_refuses_another_choice_and_a_whole_set_says_what_it_di
         stream(made, kept=other).restore(state)
     digest = stream(made).state()["content_sha256"][0]
     assert len(digest) == 64 and state["content_sha256"][0].startswith(digest + " of ")
+
+
+def test_plain_tars_say_their_labels_in_the_roster_and_in_the_batches(tmp_path: Path) -> None:
+    foreign(tmp_path / "set", 12)
+    roster = Roster([Source(tmp_path / "set")], "train")
+    assert [fact.label for fact in roster.facts] == [str(n) for n in range(12)]
+    batch = stream(tmp_path / "set").next(12)
+    assert [r["label"] for r in batch.records] == [str(int(key[1:])) for key in batch.keys]
 
 
 def test_a_damaged_record_is_found_without_reading_its_image(made: Path) -> None:
