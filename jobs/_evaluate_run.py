@@ -17,33 +17,40 @@ from medray.evaluate import gate as gates
 from medray.evaluate.audit import Pair
 from medray.evaluate.extraction import Judge
 from medray.evaluate.material import HOLDOUT, PLAIN, SYNTHETIC, TRAIN, Material
-from medray.evaluate.memorisation import Gate
+from medray.evaluate.memorisation import FACTS, TENSORS, Gate
 from medray.evaluate.sections import CACHE, Section, kept
 from medray.evaluate.sets import ImageSet, Rows, patients_apart
-from medray.lease import acquire
+from medray.lease import FOLDER, acquire
 from medray.store import Store
 
 GATES = f"{CACHE}/gates"
+GATE_FILES = (FACTS, TENSORS)
 GATED = (SYNTHETIC, HOLDOUT)
 Chapter = Callable[[Material], Section]
 
 
 def make_gate(config: EvaluateJob) -> None:
-    """Makes the gate of the real set in --out, once."""
+    """Makes the gate of the real set in --out; the same set and flags give the same one again."""
     store = Store(config.out)
     names = ("train_split", "holdout_split")
     if config.dry_run:
         sizes = [f"{len(ImageSet(config.real, getattr(config, n))):,}" for n in names]
         log.event("dry_run", f"a gate of {sizes[0]} training and {sizes[1]} hold-out images")
         return
-    sha256 = gates.make(
-        config.real,
-        store,
-        spec_of(config),
-        train_split=config.train_split,
-        holdout_split=config.holdout_split,
-        seed=config.seed,
-    )
+    lease = acquire(store)
+    try:
+        if [n for n in store.names() if not n.startswith(FOLDER) and n not in GATE_FILES]:
+            raise UsageError(f"--out {store.url} holds other things than a gate")
+        sha256 = gates.make(
+            config.real,
+            store,
+            spec_of(config),
+            train_split=config.train_split,
+            holdout_split=config.holdout_split,
+            seed=config.seed,
+        )
+    finally:
+        lease.release()
     _tell_gate(Gate.load(store.url), sha256)
 
 

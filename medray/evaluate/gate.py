@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from medray import log
 from medray.evaluate.memorisation import DEFAULT_EXTRACTOR, Gate
 from medray.evaluate.sets import ImageSet, Pixels, Rows, patients_apart
 from medray.models.extract import Extractor
@@ -39,6 +40,10 @@ def make(
 
 
 def _watched(images: ImageSet, rows: list[Rows]) -> Iterator[Pixels]:
-    for pixels, about in images.batches():
-        rows.append(about)
-        yield pixels
+    done = 0
+    with log.Progress(f"gate, {images.split}", len(images)) as progress:
+        for pixels, about in images.batches():
+            rows.append(about)
+            yield pixels
+            done += len(pixels)
+            progress.update(done)

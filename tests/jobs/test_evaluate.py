@@ -171,6 +171,8 @@ def test_the_gate_alone_is_made_and_taken(sets, tmp_path, capsys):
     gate = str(tmp_path / "gate")
     assert main(["--real", str(sets / "real"), "--make-gate", "--out", gate]) == 0
     assert "caught" in capsys.readouterr().err and Gate.load(gate).audits
+    assert main(["--real", str(sets / "real"), "--make-gate", "--out", str(sets / "judge")]) == 2
+    assert "other things than a gate" in capsys.readouterr().err
     assert run(sets, tmp_path / "out", "--gate", gate, "--validation-images", "0") in (0, 5)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["gate"]["sha256"] == Gate.load(gate).sha256
@@ -242,6 +244,16 @@ def test_killed_at_random_instants_it_ends_with_the_same_report(sets, clean, tmp
     command = [sys.executable, "-c", wrapped, *arguments(sets, again, *more)]
     run_killed(command, seed=seed, kills=5, clean_s=8, cwd=ROOT)
     assert left(again) == left(out)
+
+
+@pytest.mark.ray
+def test_workers_on_ray_leave_the_same_report(sets, tmp_path, ray_cluster):
+    """Two shards of synthetic images and all of the real ones by two actors, and by none."""
+    codes = [
+        run(sets, tmp_path / f"by-{n}", "--validation-images", "0", "--workers", n) for n in "02"
+    ]
+    assert codes[0] == codes[1] in (0, 5)
+    assert left(tmp_path / "by-0") == left(tmp_path / "by-2")
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
