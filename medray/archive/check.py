@@ -50,13 +50,15 @@ def verify(store: Store) -> list[DataError]:
     found = shards.verify(store)
     if not store.exists(INDEX):
         return found
-    for number in range(plan.shards):
-        result = finished(store, plan, number)
-        if result is None:
-            what = "the shard or its manifest is missing, damaged or of another plan"
-            found.append(DataError(what, code="MR-D072", where=plan.shard_name(number)))
-            continue
-        found += _check_addresses(store, plan, result)
+    with log.Progress("checking", plan.shards, "shards") as progress:
+        for number in range(plan.shards):
+            progress.update(number)
+            result = finished(store, plan, number)
+            if result is None:
+                what = "the shard or its manifest is missing, damaged or of another plan"
+                found.append(DataError(what, code="MR-D072", where=plan.shard_name(number)))
+                continue
+            found += _check_addresses(store, plan, result)
     if not found and shards.read_index(store) != index_of(plan, _shards(store, plan)):
         what = "the index is not the one that these shards give"
         found.append(DataError(what, code="MR-D072", where=f"{store.url}/{INDEX}"))

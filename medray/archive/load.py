@@ -44,7 +44,7 @@ def load_parts(places: Places, *, batch: int, dtype: str, device: str) -> Parts:
     gate = None if places.gate is None else Gate.load(places.gate)
     _check_latents(places, renderer, latents)
     classes = _classes(places, latents, classifier)
-    _check_classifier(places, renderer, classifier, classes)
+    _check_classifier(places, renderer, classifier)
     _check_gate(places, renderer, gate)
     numbers = {} if latents is None else {t.name: n for n, t in enumerate(latents.targets)}
     return Parts(renderer, latents, classifier, gate, sha256, classes, numbers)
@@ -82,14 +82,15 @@ def _classes(
     return tuple(classifier.classes)
 
 
-def _check_classifier(
-    places: Places, renderer: Renderer, classifier: Classifier | None, classes: tuple[str, ...]
-) -> None:
-    if classifier is not None and classifier.channels != renderer.channels:
+def _check_classifier(places: Places, renderer: Renderer, classifier: Classifier | None) -> None:
+    if classifier is None:
+        return
+    taken, made = (classifier.channels, classifier.size_px), (renderer.channels, renderer.px)
+    if taken[0] != made[0] or taken[1] > made[1]:
         raise UsageError(
-            f"--classifier {places.classifier} takes {classifier.channels} channel(s), the "
-            f"generator makes {renderer.channels}",
-            hint="train both on the same set",
+            f"--classifier {places.classifier} looks at {taken[1]} px of {taken[0]} channel(s), "
+            f"the generator makes {made[1]} px of {made[0]}",
+            hint="train both on the same set, the classifier at the generator's size at most",
         )
 
 

@@ -38,15 +38,18 @@ def summary(
 ) -> dict[str, Any]:
     """The figures of an archive; the last ones are of this run alone."""
     accepted: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
     for result in results:
         accepted.update(result.accepted)
+        labels.update(result.shard.class_counts)
     tried = sum(result.tried for result in results)
     rate = made / seconds if made else 0.0
     return {
         "images": plan.count,
         "shards": plan.shards,
         "bytes": sum(result.shard.bytes for result in results),
-        "accepted": dict(sorted(accepted.items())),
+        "accepted": {name or "as they came": n for name, n in sorted(accepted.items())},
+        "labels": dict(sorted(labels.items())),
         "tried": tried,
         "acceptance": plan.count / tried,
         "wrong_label": sum(result.wrong_label for result in results),

@@ -32,11 +32,13 @@ from medray.models.pixels import to_unit
 from medray.records import Provenance, Sample, Shard
 from medray.sample.latents import prior
 from medray.shards import ShardWriter
+from medray.shards.reader import read_whole
 from medray.store import Store
 
 STATE = ".archive"
 # Batches made ahead, per thread: enough that the writer never waits, few enough to forget about.
 AHEAD = 2
+PIECE_BYTES = 1 << 23
 
 Pixels = npt.NDArray[np.uint8]
 Member = tuple[str, bytes]
@@ -346,5 +348,7 @@ def _is_whole(store: Store, shard: Shard) -> bool:
 
 def sha256_of(store: Store, name: str) -> str:
     """SHA-256 of an object."""
-    with store.open(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    digest, size = hashlib.sha256(), store.size(name)
+    for start in range(0, size, PIECE_BYTES):
+        digest.update(read_whole(store, name, start, min(PIECE_BYTES, size - start)))
+    return digest.hexdigest()

@@ -379,3 +379,23 @@ def test_only_the_addresses_that_are_needed_are_made(parts, made, monkeypatch):
     monkeypatch.setattr(worker, "candidates", lambda batch: seen.append(len(batch)) or judge(batch))
     assert make_shard(worker, 0)["tried"] == sum(seen) == 8
     Store("memory://thrifty").remove_tree()
+
+
+def test_colour_is_stored_as_colour(tmp_path):
+    make_generator(tmp_path / "generator", channels=3)
+    found = {}
+    for form in ("png", "npy", "dicom"):
+        words = ("--format", form, "--labels", "natural")
+        assert run(tmp_path, tmp_path / form, *words, latents=False) == 0
+        found[form] = np.stack([sample.image for sample in samples(tmp_path / form)])
+        assert verify(Store(tmp_path / form)) == []
+    assert found["png"].shape == (24, 16, 16, 3)
+    np.testing.assert_array_equal(found["png"], found["npy"])
+    np.testing.assert_array_equal(found["png"], found["dicom"])
+
+
+def test_a_classifier_of_another_form_is_refused(parts, tmp_path, capsys):
+    make_generator(tmp_path / "generator", channels=3)
+    words = ("--labels", "natural", "--classifier", parts / "classifier")
+    assert run(tmp_path, tmp_path / "out", *words, latents=False) == 2
+    assert "of 1 channel(s), the generator makes 16 px of 3" in capsys.readouterr().err

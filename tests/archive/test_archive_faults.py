@@ -6,16 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 
 import pytest
 
+from medray import lease as lease_module
+from medray import store as store_module
 from medray.archive.archive import holding
 from medray.shards import INDEX
+from medray.shards import reader as reader_module
 from medray.store import Store
 from tests.archive import small_archive
 from tests.archive.made_parts import arguments, is_result, make_parts, run
 from tests.archive.small_archive import Killer
-from tests.faults import preload
+from tests.faults import preload, stores
 from tests.faults.kill import tree_sha256, wait_for
 from tests.faults.powercut import Disk
 
@@ -195,6 +199,28 @@ def test_a_second_start_on_the_same_place_is_refused_while_the_first_runs(parts,
         said = capsys.readouterr().err
         assert "in use by process" in said and "another --out" in said
     assert run(parts, out, "--wait-s", 0) == 0
+
+
+RATES = {"unavailable": 0.05, "reset": 0.05, "short_read": 0.05, "stall": 0.05, "stall_s": 0.01}
+
+
+@pytest.mark.parametrize("seeds", [2, pytest.param(50, marks=pytest.mark.chaos)])
+def test_on_a_store_that_fails_the_bytes_are_the_same(parts, clean, monkeypatch, seeds):
+    monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0,) * 4)
+    monkeypatch.setattr(reader_module, "RETRY_DELAYS_S", (0.0,) * 4)
+    monkeypatch.setattr(lease_module, "SETTLE_S", 0.0)
+    for seed in range(seeds):
+        stores.register()
+        with stores.faults(seed=seed, **RATES) as faults:
+            codes = [run(parts, "faulty://bucket/archive")]
+            while codes[-1] == 4 and len(codes) < 5:
+                codes.append(run(parts, "faulty://bucket/archive"))
+        assert codes[-1] == 0 and set(codes) <= {0, 4}
+        assert faults.total > 5
+        store = Store("faulty://bucket/archive")
+        found = {n: sha256(store.read_bytes(n)).hexdigest() for n in store.names() if is_result(n)}
+        assert found == clean
+    stores.register()
 
 
 @pytest.mark.parametrize("trials", [1, pytest.param(20, marks=pytest.mark.chaos)])
