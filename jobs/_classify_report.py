@@ -65,7 +65,7 @@ def _about(config: ClassifyJob, found: Samples, model: Classifier) -> dict[str, 
         "patients": config.patients,
         "workers": config.workers,
         "calibration": {
-            "temperature": float(model.temperature),
+            "temperature": model.temperature.tolist(),
             "bias": [float(value) for value in model.bias],
             "thresholds": [float(value) for value in model.thresholds]
             if model.multi_label

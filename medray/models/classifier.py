@@ -60,7 +60,8 @@ class Classifier(nn.Module):
         self.body = body(channels, width, halvings(size_px))
         self.feature_dims = self.body.feature_dims
         self.head = nn.Linear(self.feature_dims, len(classes))
-        self.register_buffer("temperature", torch.ones(()))
+        # A finding is calibrated by itself; classes of which one holds have one temperature.
+        self.register_buffer("temperature", torch.ones(len(classes) if multi_label else ()))
         self.register_buffer("bias", torch.zeros(len(classes)))
         self.register_buffer("thresholds", torch.full((len(classes),), 0.5))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -26,9 +26,12 @@ Rows = npt.NDArray[np.float64]
 
 
 class Calibration(NamedTuple):
-    """probabilities = softmax or sigmoid of logits / temperature + bias."""
+    """probabilities = softmax or sigmoid of logits / temperature + bias.
 
-    temperature: float
+    One temperature () for classes of which one holds, one a finding (K,).
+    """
+
+    temperature: Rows
     bias_K: Rows
 
 
@@ -42,7 +45,8 @@ def fit(
     """The most likely temperature and bias; `bias_K` is where the class weights say it is."""
     logits = torch.from_numpy(np.asarray(logits_NK, np.float64))
     truth, start = torch.from_numpy(truth_NK), torch.from_numpy(bias_K)
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    shape = start.shape if multi_label else ()
+    log_temperature = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     bias = start.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS(
         [log_temperature, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
@@ -51,13 +55,13 @@ def fit(
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = _surprise(logits / log_temperature.exp() + bias, truth, multi_label)
-        loss = loss + (log_temperature / SPREAD_TEMPERATURE).square() / 2
+        loss = loss + (log_temperature / SPREAD_TEMPERATURE).square().sum() / 2
         loss = loss + ((bias - start) / SPREAD_BIAS).square().sum() / 2
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return Calibration(float(log_temperature.detach().exp()), bias.detach().numpy())
+    return Calibration(log_temperature.detach().exp().numpy(), bias.detach().numpy())
 
 
 def _surprise(scaled_NK: Tensor, truth_NK: Tensor, multi_label: bool) -> Tensor:

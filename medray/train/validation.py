@@ -69,12 +69,12 @@ class Validation:
         settled(average, logits_NK, self.truth_NK, self.bias_K)
         judged = judge(average, logits_NK, self.facts, self.model.targets)
         loss = balanced_log_loss(
-            logits_NK / float(average.temperature), self.truth_NK, self.model.targets
+            logits_NK / average.temperature.cpu().numpy(), self.truth_NK, self.model.targets
         )
         found = {
             "balanced_accuracy": scorecard.balanced_accuracy(judged),
             "auroc": scorecard.mean_auroc(judged),
-            "temperature": float(average.temperature),
+            "temperature": float(average.temperature.mean()),
             "score": loss,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -117,7 +117,7 @@ def settled(
     many = classifier.multi_label
     found = calibrate.fit(logits_NK, truth_NK, bias_K, multi_label=many)
     with torch.no_grad():
-        classifier.temperature.fill_(found.temperature)
+        classifier.temperature.copy_(torch.from_numpy(found.temperature))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
         if many:
             # Where a weighted network is undecided, its logit is 0.

@@ -110,6 +110,7 @@ def test_many_findings_on_phantoms_with_rare_ones(tmp_path: Path) -> None:
     found = summary(tmp_path / "run")
     assert found["labels"] == "many" and len(found["classes"]) == 5
     assert len(found["calibration"]["thresholds"]) == 5
+    assert len(set(found["calibration"]["temperature"])) == 5
     nodule = found["validation"]["classes"]["nodule"]
     assert nodule["samples"] == found["validation"]["samples"]
     assert nodule["positives"] > 0 and 0 <= nodule["auroc"]["estimate"] <= 1

@@ -45,6 +45,7 @@ def test_findings_are_brought_back_and_unknown_ones_do_not_count() -> None:
     assert found.temperature == pytest.approx(2, rel=0.1)
     hidden = np.concatenate([truth, np.full((500, 1), -1, np.int8)])
     nonsense = np.concatenate([2 * logits, np.full((500, 1), 50.0)])
+    assert found.temperature.shape == (1,)
     again = calibrate.fit(nonsense, hidden, Z1, multi_label=True)
     assert again.temperature == pytest.approx(found.temperature, rel=1e-6)
 
