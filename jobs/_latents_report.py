@@ -62,7 +62,7 @@ def write(
             f.target.name: {
                 **search_figures(f),
                 "rank": len(model.gaussians[number].scales_R),
-                **check.of_target(number, drawn[number], plain, config.threshold),
+                **check.of_target(number, drawn[number], plain),
             }
             for number, f in enumerate(found)
         },

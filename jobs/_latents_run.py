@@ -70,7 +70,7 @@ def search(config: LatentsJob) -> None:
         model, reached = fitted(config, found, digests)
         unreached = [f for f in found if f.accepted < LEAST_LATENTS]
         renderer = Renderer(pair.generator, about, device=pair.device.type)
-        bench = Bench(pair, renderer, judge, model.targets)
+        bench = Bench(pair, renderer, judge, model.targets, config.threshold)
         figures = latents_report.write(store, config, bench, model, reached, unreached)
         model.save(store)
     latents_report.say(store, figures)

@@ -44,7 +44,7 @@ class LatentsJob(OutJob):
     real_split: str = Field("test", description="split of --real to compare with")
     per_class: int = Field(512, ge=16, description="accepted latents wanted for each target")
     threshold: float = Field(
-        0.9, gt=0, lt=1, description="least calibrated probability of an accepted latent's label"
+        0.9, gt=0, lt=1, description="least probability of an accepted latent's label"
     )
     steps: int = Field(100, ge=1, description="steps after which a latent is given up")
     lr: float = Field(0.05, gt=0, description="step size of Adam on the latents")

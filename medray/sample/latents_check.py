@@ -41,10 +41,12 @@ Truth = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Views:
-    """N images as they are looked at: the wanted label's probability by the optimised classifier
-    and whether the judge sees each target in them, the judge's features, small pictures."""
+    """N images as they are looked at: whether they pass for each target by the classifier that
+    steers, at the search's threshold and at 1/2, whether the judge sees each target in them, the
+    judge's features, small pictures."""
 
-    probability_NT: Floats
+    passes_NT: Truth
+    likely_NT: Truth
     hit_NT: Truth
     features_ND: Floats
     pixels_NP: Floats
@@ -103,9 +105,14 @@ class Bench:
     """A generator, its classifier and a judge, looking at many latents in bounded memory."""
 
     def __init__(
-        self, pair: Pair, renderer: Renderer, judge: Judge, targets: Sequence[Target]
+        self,
+        pair: Pair,
+        renderer: Renderer,
+        judge: Judge,
+        targets: Sequence[Target],
+        threshold: float,
     ) -> None:
-        self.pair, self.renderer = pair, renderer
+        self.pair, self.renderer, self.threshold = pair, renderer, threshold
         self.judge, self.targets = judge, tuple(targets)
         self._wanted = [pair.wanted_of(target) for target in targets]
         self._judged = judge.wanted(targets)
@@ -125,16 +132,21 @@ class Bench:
     @torch.no_grad()
     def _look(self, eight_NCHW: Tensor) -> Views:
         unit_NCHW = to_unit(eight_NCHW).to(self.pair.device)
-        logits_NK = self.pair.calibrated(unit_NCHW)
+        logits_NK = self.pair.surety(unit_NCHW)
         says_NK, features_ND = self.judge.decisions(unit_NCHW)
         says = says_NK.cpu().numpy()
         small = functional.adaptive_avg_pool2d(unit_NCHW, min(self.pair.px, THUMB_PX))
         return Views(
-            np.stack([self.pair.probability(logits_NK, w).cpu().numpy() for w in self._wanted], 1),
+            self._pass(logits_NK, self.threshold),
+            self._pass(logits_NK, LIKELY),
             np.stack([shows(says, target) for target in self._judged], 1),
             features_ND.cpu().numpy(),
             small.flatten(1).cpu().numpy(),
         )
+
+    def _pass(self, logits_NK: Tensor, threshold: float) -> Truth:
+        passes = [self.pair.passes(logits_NK, wanted, threshold) for wanted in self._wanted]
+        return torch.stack(passes, 1).cpu().numpy()
 
     def plain(self, seed: int, count: int) -> Views:
         """`count` images of plain sampling."""
@@ -197,22 +209,19 @@ def coverage(reference_ND: Floats, rows_ND: Floats, other_ND: Floats) -> dict[st
     return {"ours": ours, "plain": plain, "ratio": ratio, "n": count}
 
 
-def of_target(number: int, drawn: Views, plain: Views, threshold: float) -> dict[str, Any]:
+def of_target(number: int, drawn: Views, plain: Views) -> dict[str, Any]:
     """Hits, diversity and cost of one target's draws, beside those of rejection sampling."""
-    passes_N = plain.probability_NT[:, number] >= threshold
-    kept = plain[passes_N]
-    drawn_kept = share(drawn.probability_NT[:, number] >= threshold)
-    plain_kept = share(passes_N)
+    kept = plain[plain.passes_NT[:, number]]
     count = min(len(kept), len(drawn))
     half = len(kept) // 2
     return {
         "judge_hits": share(drawn.hit_NT[:, number]),
         "judge_hits_of_rejection": share(kept.hit_NT[:, number]),
         "judge_hits_of_plain": share(plain.hit_NT[:, number]),
-        "accepted_of_drawn": drawn_kept,
-        "accepted_of_plain": plain_kept,
-        "likely_of_drawn": share(drawn.probability_NT[:, number] >= LIKELY),
-        "likely_of_plain": share(plain.probability_NT[:, number] >= LIKELY),
+        "accepted_of_drawn": share(drawn.passes_NT[:, number]),
+        "accepted_of_plain": share(plain.passes_NT[:, number]),
+        "likely_of_drawn": share(drawn.likely_NT[:, number]),
+        "likely_of_plain": share(plain.likely_NT[:, number]),
         "pairwise_features": _compared(pairwise, drawn.features_ND, kept.features_ND, count),
         "pairwise_pixels": _compared(pairwise, drawn.pixels_NP, kept.pixels_NP, count),
         "nearest_features": _compared(nearest, drawn.features_ND, kept.features_ND, count),

@@ -47,8 +47,9 @@ BETAS, EPSILON = (0.9, 0.99), 1e-8
 class Settings:
     """How latents are moved, and when one is accepted.
 
-    `threshold`: the least calibrated probability of the wanted label, of every label where there
-    are several. `shell` and `anchor` weigh the two terms beside the cross-entropy.
+    `threshold`: the least probability of the wanted label, of every finding where there are several
+    (`Pair.surety` says which probability). `shell` and `anchor` weigh the terms beside the
+    cross-entropy; the anchor's weight falls to 0 with the steps.
     """
 
     steps: int = 100
@@ -119,13 +120,21 @@ class Pair:
         return images_NCHW.clamp(-1, 1)
 
     def logits(self, latents_ND: Tensor) -> Tensor:
-        """Calibrated logits (N, K) of the images that latents make."""
-        return self.calibrated(self.images(latents_ND))
+        """`surety` of the images that latents make."""
+        return self.surety(self.images(latents_ND))
 
-    def calibrated(self, images_NCHW: Tensor) -> Tensor:
-        """Calibrated logits (N, K); DataError MR-D043 where the classifier gives no numbers."""
-        raw_NK: Tensor = self.classifier(images_NCHW)
-        logits_NK = raw_NK / self.classifier.temperature + self.classifier.bias
+    def surety(self, images_NCHW: Tensor) -> Tensor:
+        """Calibrated logits (N, K) with the border of the classifier's decision at zero.
+
+        Logits calibrated for classes as frequent as they are can leave a rare one below 1/2 in
+        every image that shows it. So they are shifted to where the classifier decides: classes
+        counting alike where it gives one, each finding's threshold where it gives many. DataError
+        MR-D043 where it gives no numbers.
+        """
+        classifier = self.classifier
+        logits_NK: Tensor = classifier(images_NCHW) / classifier.temperature
+        if classifier.multi_label:
+            logits_NK = logits_NK + classifier.bias - torch.logit(classifier.thresholds)
         if not torch.isfinite(logits_NK).all():
             raise DataError(
                 f"{self.names[1]} gives logits that are not finite",
@@ -140,11 +149,25 @@ class Pair:
         return torch.tensor(wanted, device=self.device)
 
     def probability(self, logits_NK: Tensor, wanted_K: Tensor) -> Tensor:
-        """(N,) that the wanted label is right; with several labels, of the least certain one."""
+        """(N,) that the wanted label is right: of the least sure finding where there are several,
+        of the least sure absence where none is wanted."""
         if not self.classifier.multi_label:
             return (functional.softmax(logits_NK, 1) * wanted_K).sum(1)
         present_NK = torch.sigmoid(logits_NK)
-        return torch.where(wanted_K > 0, present_NK, 1 - present_NK).amin(1)
+        if not wanted_K.any():
+            return (1 - present_NK).amin(1)
+        return present_NK[:, wanted_K > 0].amin(1)
+
+    def passes(self, logits_NK: Tensor, wanted_K: Tensor, threshold: float) -> Tensor:
+        """(N,) whether the wanted findings have the threshold's probability and no other is seen.
+
+        Where none is wanted, none may be seen.
+        """
+        sure_N = self.probability(logits_NK, wanted_K) >= threshold
+        if not self.classifier.multi_label:
+            return sure_N
+        none_else_N = (logits_NK[:, wanted_K == 0] < 0).all(1)
+        return none_else_N & sure_N if wanted_K.any() else none_else_N
 
     def mismatch(self, logits_NK: Tensor, wanted_K: Tensor) -> Tensor:
         """Cross-entropy (N,) to the wanted label, summed over several labels."""
@@ -271,11 +294,10 @@ def _optimise(pair: Pair, target: Target, seed: int, chunk: int, settings: Setti
     slots = _take(starts_ND, waiting_N[: settings.slots])
     waiting_N = waiting_N[settings.slots :]
     while len(slots.numbers_B):
-        loss_B, p_B, gradient_BD = _gradient(pair, slots, wanted_K, settings)
+        loss_B, p_B, passed_B, gradient_BD = _gradient(pair, slots, wanted_K, settings)
         found.passes += len(p_B) * (FORWARD + BACKWARD)
         np.add.at(loss_T, slots.steps_B.cpu().numpy(), loss_B.cpu().numpy())
         np.add.at(moved_T, slots.steps_B.cpu().numpy(), 1)
-        passed_B = p_B >= settings.threshold
         spent_B = ~passed_B & (slots.steps_B >= settings.steps)
         found.accept(*(t[passed_B] for t in (slots.z_BD, slots.numbers_B, slots.steps_B, p_B)))
         found.refuse(p_B[spent_B])
@@ -300,9 +322,10 @@ def _screen(
     for first in range(0, len(starts_ND), settings.slots):
         numbers_B = numbers_N[first : first + settings.slots]
         with torch.no_grad():
-            p_B = pair.probability(pair.logits(starts_ND[numbers_B]), wanted_K)
-        found.passes += len(p_B) * FORWARD
-        passed_B = p_B >= settings.threshold
+            logits_BK = pair.logits(starts_ND[numbers_B])
+        found.passes += len(logits_BK) * FORWARD
+        p_B = pair.probability(logits_BK, wanted_K)
+        passed_B = pair.passes(logits_BK, wanted_K, settings.threshold)
         accepted_A = numbers_B[passed_B]
         found.accept(starts_ND[accepted_A], accepted_A, accepted_A * 0, p_B[passed_B])
         left.append(numbers_B[~passed_B])
@@ -311,21 +334,25 @@ def _screen(
 
 def _gradient(
     pair: Pair, slots: _Slots, wanted_K: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (B,), probability (B,) and the gradient of each slot's loss (B, D)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, probability, whether it passes, each (B,), and each slot's gradient (B, D)."""
     z_BD = slots.z_BD.requires_grad_(True)
     logits_BK = pair.logits(z_BD)
     length_B = z_BD.norm(dim=1) / pair.dims**0.5
     moved_B = (z_BD - slots.start_BD).square().mean(1)
+    # Near its start while that may do; free in the end, where it may not.
+    held_B = settings.anchor * (1 - slots.steps_B / settings.steps)
     loss_B = (
         pair.mismatch(logits_BK, wanted_K)
         + settings.shell * (length_B - 1).square()
-        + settings.anchor * moved_B
+        + held_B * moved_B
     )
     (gradient_BD,) = torch.autograd.grad(loss_B.sum(), z_BD)
     slots.z_BD = z_BD.detach()
-    with torch.no_grad():
-        return loss_B.detach(), pair.probability(logits_BK, wanted_K), gradient_BD
+    logits_BK = logits_BK.detach()
+    p_B = pair.probability(logits_BK, wanted_K)
+    passed_B = pair.passes(logits_BK, wanted_K, settings.threshold)
+    return loss_B.detach(), p_B, passed_B, gradient_BD
 
 
 def _chunk(

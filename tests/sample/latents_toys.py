@@ -32,7 +32,7 @@ def classifier(seed: int = 1, architecture: str = "residual", **more: object) ->
         if network.channels == 1:
             latents = torch.from_numpy(np.random.default_rng(0).normal(size=(200, DIMS)))
             images = generator()(latents.float(), PX, 1.0).clamp(-1, 1)
-            network.bias.copy_(-network(images).mean(0))
+            network.head.bias.sub_(network(images).mean(0))
     return network
 
 

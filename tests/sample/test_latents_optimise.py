@@ -27,12 +27,10 @@ def wanted(name: str) -> Target:
 
 
 def probabilities(pair: Pair, latents: np.ndarray, target: Target) -> np.ndarray:
-    """Each latent's probability of the target, looked at alone, by the classifier's own method."""
-    rows = [
-        pair.classifier.probabilities(pair.images(torch.from_numpy(row[None]))) for row in latents
-    ]
+    """Each latent's probability of the target, looked at alone, from the classifier's logits."""
+    rows = [pair.classifier(pair.images(torch.from_numpy(row[None]))) for row in latents]
     number = list(target.wanted.values()).index(1)
-    return torch.cat(rows)[:, number].numpy()
+    return torch.cat(rows).softmax(1)[:, number].numpy()
 
 
 def test_every_accepted_latent_passes_when_it_is_looked_at_alone(pair, chunk):
@@ -112,12 +110,15 @@ def test_the_anchor_keeps_latents_near_their_starts(pair):
 
 
 def test_the_shell_keeps_the_length(pair):
-    found = optimise(pair, wanted("a"), 0, 0, Settings(60, 0.05, 0.6, 8, 24, shell=50, anchor=0))
-    moved = found.latents_AD[found.steps_A > 10]
-    starts = starts_of(0, wanted("a"), 0, SMALL, pair.dims)[found.restarts_A[found.steps_A > 10]]
-    off = np.abs(np.linalg.norm(moved, axis=1) / toys.DIMS**0.5 - 1)
-    before = np.abs(np.linalg.norm(starts, axis=1) / toys.DIMS**0.5 - 1)
-    assert len(moved) > 3 and off.mean() < 0.5 * before.mean()
+    target = wanted("a")
+    found = optimise(pair, target, 0, 0, Settings(60, 0.05, 0.7, 8, 24, shell=50, anchor=0))
+    far = found.steps_A > 8
+    starts = starts_of(0, target, 0, SMALL, pair.dims)[found.restarts_A[far]]
+    off, before = (
+        np.abs(np.linalg.norm(rows, axis=1) / toys.DIMS**0.5 - 1).mean()
+        for rows in (found.latents_AD[far], starts)
+    )
+    assert far.sum() > 3 and off < 0.5 * before
 
 
 def test_several_findings_at_once_are_wanted_and_the_others_not():
@@ -125,8 +126,29 @@ def test_several_findings_at_once_are_wanted_and_the_others_not():
     both = target_of("a+c", toys.CLASSES, True)
     found = optimise(many, both, 0, 0, Settings(100, 0.05, 0.55, 8, 24))
     assert len(found.restarts_A) > 3
-    seen = many.classifier.probabilities(many.images(torch.from_numpy(found.latents_AD)))
-    assert ((seen > 0.5).int() == torch.tensor([1, 0, 1])).all()
+    logits = many.classifier(many.images(torch.from_numpy(found.latents_AD)))
+    assert (many.classifier.decisions(logits).int() == torch.tensor([1, 0, 1])).all()
+
+
+def test_a_rare_finding_passes_where_the_classifier_decides_that_it_is_there():
+    """Its calibrated probability may stay below 1/2 in every image that shows it."""
+    many = toys.pair(multi_label=True)
+    many.classifier.bias.fill_(-3.0)
+    many.classifier.thresholds.fill_(torch.sigmoid(torch.tensor(-3.0)))
+    plain = toys.pair(multi_label=True)
+    latents = torch.from_numpy(starts_of(0, wanted("a"), 0, SMALL, toys.DIMS))
+    torch.testing.assert_close(many.logits(latents), plain.logits(latents), atol=1e-4, rtol=1e-4)
+    wanted_K = torch.tensor([1.0, 0.0, 0.0])
+    passed = many.passes(many.logits(latents), wanted_K, 0.5)
+    says = many.classifier.decisions(many.classifier(many.images(latents)))
+    assert (passed == (says == wanted_K.bool()).all(1)).all()
+    assert many.classifier.probabilities(many.images(latents)).max() < 0.5
+
+
+def test_wanting_no_finding_is_wanting_none_seen():
+    many = toys.pair(multi_label=True)
+    logits = torch.tensor([[-1.0, -0.1, -2.0], [-1.0, 0.1, -2.0]])
+    assert many.passes(logits, torch.zeros(3), 0.9).tolist() == [True, False]
 
 
 def test_a_chunk_of_another_plan_or_with_damage_is_not_taken(chunk):
