@@ -44,6 +44,8 @@ class Target:
 # Limits: a GAN step from the work that is left (17 of 19 forward units, 12.4 with lazy R1) at the
 # rate of the fastest arithmetic; streaming from mmap and memcpy alone; Frechet from float64's
 # tridiagonalisation; the rest by definition.
+# Kernels that only write: against torch, the memory itself and cupy.random (where there is a GPU).
+GPU_WRITING = ("labels", "gaussian", "truncated", "smote", "mixup")
 TARGETS = {
     "stream_raw": Target(15, limit=51),
     "stream_zstd": Target(8, limit=10),
@@ -54,6 +56,8 @@ TARGETS = {
     "train_vs_torchrun": Target(0.98, limit=1),
     "workers_2": Target(1.8, limit=2),
     "memory_estimate": Target(1, within=0.15),
+    "smote_20k": Target(3, limit=9),
+    "gaussian_1m": Target(3),
     "png_256": Target(15),
     "archive_64": Target(0.85, limit=1),
     "archive_memory": Target(1, within=0.05),
@@ -61,11 +65,16 @@ TARGETS = {
     "frechet_eigvals": Target(2.8, limit=5.9),
     "kid_4k": Target(15),
     "prdc_4k": Target(2.4),
+    **{f"gpu_{name}": Target(4.5) for name in GPU_WRITING},
+    **{f"gpu_{name}_memset": Target(0.6, limit=1) for name in GPU_WRITING},
+    **{f"gpu_{name}_cupy": Target(20) for name in GPU_WRITING},
+    **{f"gpu_{name}": Target(1.5) for name in ("low_rank", "full", "nearest")},
 }
 SUITES = {
     "stream": ("jobs._bench_stream",),
     "pack": ("jobs._bench_pack",),
     "train": ("jobs._bench_gan", "jobs._bench_dist", "jobs._bench_memory"),
+    "sample": ("jobs._bench_sample",),
     "archive": ("jobs._bench_archive",),
     "judge": ("jobs._bench_judge",),
 }
@@ -78,7 +87,7 @@ Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
 class BenchJob(JobConfig):
     """Which rows, how often, and where the figures go."""
 
-    suite: Literal["all", "stream", "pack", "train", "archive", "judge"] = Field(
+    suite: Literal["all", "stream", "pack", "train", "sample", "archive", "judge"] = Field(
         "all", description="which rows"
     )
     only: str | None = Field(None, description="one row by name")

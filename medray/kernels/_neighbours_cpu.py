@@ -86,34 +86,38 @@ def _insert(bounds_C: Any, ids_C: Any, bound: Any, row: Any) -> None:
 
 @compiled
 def keep_smallest(
-    tile_NM: NDArray[np.float32],
-    squares_M: NDArray[np.float32],
-    lengths_M: NDArray[np.float32],
-    slack_N: NDArray[np.float32],
+    tile_NM: NDArray[Any],
+    squares_M: NDArray[Any],
+    lengths_M: NDArray[Any],
+    slack_N: NDArray[Any],
     itself_N: NDArray[np.int64],
     first: int,
-    bounds_NC: NDArray[np.float32],
+    bounds_NC: NDArray[Any],
     ids_NC: NDArray[np.int64],
     low: int,
     high: int,
 ) -> None:
-    """Merges a tile of products q.r into the smallest bounds of |r|^2 - 2 q.r - slack |r|."""
+    """Merges a tile of products q.r into the smallest bounds of |r|^2 - 2 q.r - slack |r|.
+
+    Most stretches of a row hold nothing to keep, which whole vectors of comparisons tell.
+    """
     columns, last = tile_NM.shape[1], bounds_NC.shape[1] - 1
     two = np.float32(2)
     for n in range(low, high):
         slack, worst = slack_N[n], bounds_NC[n, last]
         for start in range(0, columns, _WIDE):
-            stop = min(start + _WIDE, columns)
-            least = np.float32(np.inf)
-            for m in range(start, stop):
-                bound = squares_M[m] - two * tile_NM[n, m] - slack * lengths_M[m]
-                least = min(least, bound)
-            if least < worst:
-                for m in range(start, stop):
-                    bound = squares_M[m] - two * tile_NM[n, m] - slack * lengths_M[m]
-                    if bound < worst and first + m != itself_N[n]:
-                        _insert(bounds_NC[n], ids_NC[n], bound, first + m)
-                        worst = bounds_NC[n, last]
+            products = tile_NM[n, start : start + _WIDE]
+            squares = squares_M[start : start + _WIDE]
+            lengths = lengths_M[start : start + _WIDE]
+            hits = np.int32(0)
+            for m in range(len(products)):
+                bound = squares[m] - two * products[m] - slack * lengths[m]
+                hits = np.int32(hits + (np.int32(1) if bound < worst else np.int32(0)))
+            for m in range(len(products) if hits > 0 else 0):
+                bound = squares[m] - two * products[m] - slack * lengths[m]
+                if bound < worst and first + start + m != itself_N[n]:
+                    _insert(bounds_NC[n], ids_NC[n], bound, first + start + m)
+                    worst = bounds_NC[n, last]
 
 
 @compiled
@@ -135,19 +139,20 @@ def keep_smallest_bfloat16(
     for n in range(low, high):
         slack, worst = slack_N[n], bounds_NC[n, last]
         for start in range(0, columns, _WIDE):
-            stop = min(start + _WIDE, columns)
-            least = np.float32(np.inf)
-            for m in range(start, stop):
-                product = np.uint32(np.uint32(tile_NM[n, m]) << _HALF).view(np.float32)
-                bound = squares_M[m] - two * product - slack * lengths_M[m]
-                least = min(least, bound)
-            if least < worst:
-                for m in range(start, stop):
-                    product = np.uint32(np.uint32(tile_NM[n, m]) << _HALF).view(np.float32)
-                    bound = squares_M[m] - two * product - slack * lengths_M[m]
-                    if bound < worst and first + m != itself_N[n]:
-                        _insert(bounds_NC[n], ids_NC[n], bound, first + m)
-                        worst = bounds_NC[n, last]
+            products = tile_NM[n, start : start + _WIDE]
+            squares = squares_M[start : start + _WIDE]
+            lengths = lengths_M[start : start + _WIDE]
+            hits = np.int32(0)
+            for m in range(len(products)):
+                product = np.uint32(np.uint32(products[m]) << _HALF).view(np.float32)
+                bound = squares[m] - two * product - slack * lengths[m]
+                hits = np.int32(hits + (np.int32(1) if bound < worst else np.int32(0)))
+            for m in range(len(products) if hits > 0 else 0):
+                product = np.uint32(np.uint32(products[m]) << _HALF).view(np.float32)
+                bound = squares[m] - two * product - slack * lengths[m]
+                if bound < worst and first + start + m != itself_N[n]:
+                    _insert(bounds_NC[n], ids_NC[n], bound, first + start + m)
+                    worst = bounds_NC[n, last]
 
 
 @compiled
