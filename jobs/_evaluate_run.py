@@ -143,7 +143,7 @@ def _pair(config: EvaluateJob, plan: Plan, gate: Gate | None, store: Store) -> P
     try:
         return Pair.load(place.url)
     except (UsageError, DataError):
-        log.event("gate", "making the gate of the training images")
+        log.event("gate", "making the gate" if gate is None else "holding the gate to the hold-out")
     train, holdout = plan.sets[TRAIN], plan.sets[HOLDOUT]
     if gate is None:
         gate = Gate.of_batches(
