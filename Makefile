@@ -7,7 +7,7 @@ SUITE ?= all
 CHAOS_MINUTES ?= 60
 STAMP = $(VENV)/.medray-installed
 
-.PHONY: setup run test check bench chaos clean
+.PHONY: setup run test check bench chaos clean models models-all
 
 setup: $(STAMP)
 
@@ -38,3 +38,57 @@ bench: setup
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# --- make models: every trained model that later stages need ------------------------------------
+# Each is a run folder of its own. It goes on where it was stopped; what is finished is left alone:
+# DONE, index.json and latents.json are written last.
+
+# Where the tars of images are, where sets and models go, how many are made at once.
+DATA ?= ../shared/data
+SETS ?= data
+MODELS ?= runs/models
+AT_ONCE ?= 2
+# More flags for each kind, such as GENERATOR_FLAGS="--total-images 1000" for a trial.
+GENERATOR_FLAGS ?=
+CLASSIFIER_FLAGS ?=
+LATENTS_FLAGS ?=
+
+CONFIGS = jobs/configs
+TRAIN = --backend local --threads-per-worker 1 --resume
+CHEST_CLASSES = bacteria,normal,virus
+BRAIN_CLASSES = no_tumor,tumor
+
+models: setup
+	$(MAKE) -j$(AT_ONCE) models-all
+
+# 1: models' name, 2: tar, 3: set, 4: labels for the latents
+define MODEL_RULES
+models-all: $(MODELS)/$(1)-latents/latents.json
+
+$(SETS)/$(3)/index.json:
+	mkdir -p $(SETS)/source
+	tar -xf $(DATA)/$(2).tar -C $(SETS)/source
+	$(BIN)/medray pack --source $(SETS)/source/$(2)/labels.csv --size-px 64 --out $$(@D)
+	rm -r $(SETS)/source/$(2)
+
+$(MODELS)/$(1)-generator/DONE: | $(SETS)/$(3)/index.json
+	$(BIN)/medray pggan --config $(CONFIGS)/cpu-64.yaml --data $(SETS)/$(3) \
+	  --run-dir $$(@D) $(TRAIN) $(GENERATOR_FLAGS)
+
+$(MODELS)/$(1)-classifier/DONE: | $(SETS)/$(3)/index.json
+	$(BIN)/medray classify --config $(CONFIGS)/classifier-64.yaml --data $(SETS)/$(3) \
+	  --run-dir $$(@D) $(TRAIN) $(CLASSIFIER_FLAGS)
+
+$(MODELS)/$(1)-judge/DONE: | $(SETS)/$(3)/index.json
+	$(BIN)/medray classify --config $(CONFIGS)/judge-64.yaml --data $(SETS)/$(3) \
+	  --run-dir $$(@D) $(TRAIN) $(CLASSIFIER_FLAGS)
+
+$(MODELS)/$(1)-latents/latents.json: | $(MODELS)/$(1)-generator/DONE \
+  $(MODELS)/$(1)-classifier/DONE $(MODELS)/$(1)-judge/DONE
+	$(BIN)/medray latents --generator $(MODELS)/$(1)-generator \
+	  --classifier $(MODELS)/$(1)-classifier --judge $(MODELS)/$(1)-judge \
+	  --classes $(4) --real $(SETS)/$(3) --out $$(@D) $(LATENTS_FLAGS)
+endef
+
+$(eval $(call MODEL_RULES,chest,chest_pneumonia_kermany,chest64,$(CHEST_CLASSES)))
+$(eval $(call MODEL_RULES,brain,brain_lgg_flair,lgg64,$(BRAIN_CLASSES)))
