@@ -90,10 +90,14 @@ def empty(shape: tuple[int, ...], dtype: str, model: Array | None) -> torch.Tens
 
 
 def as_table(array: Array, dtype: str) -> torch.Tensor:
-    """Rows of numbers as a contiguous tensor of a type, where they are."""
+    """Numbers as a contiguous tensor of a type, where they are.
+
+    Kernels read four numbers at once, so on a GPU a table begins on a border of 16 bytes.
+    """
     import torch
 
-    return as_tensor(array).to(getattr(torch, dtype)).contiguous()
+    table = as_tensor(array).to(getattr(torch, dtype)).contiguous()
+    return table.clone() if table.is_cuda and table.data_ptr() % 16 else table
 
 
 def check_samples(start: int, count: int) -> None:

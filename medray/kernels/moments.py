@@ -220,7 +220,7 @@ def _shifted(
     """The rows `members_N` less `shift_D`, float64."""
     import torch
 
-    if not features_ND.is_cuda or features_ND.dtype == torch.float64:
+    if not _is_narrow_on_gpu(features_ND):
         return features_ND[members_N].double() - shift_D
     from medray.kernels._launch import c_type, launch_table
 
@@ -228,6 +228,11 @@ def _shifted(
     arguments = [features_ND, members_N, shift_D]
     launch_table("moments", "shifted_rows", out, arguments, TYPE=c_type(features_ND))
     return out
+
+
+def _is_narrow_on_gpu(features_ND: torch.Tensor) -> bool:
+    """Whether the kernel, which widens what it reads, serves these features."""
+    return features_ND.is_cuda and str(features_ND.dtype) != "torch.float64"
 
 
 def _fourth(features_ND: torch.Tensor, members_N: torch.Tensor, mean_D: torch.Tensor) -> float:
