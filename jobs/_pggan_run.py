@@ -14,7 +14,7 @@ from jobs.pggan import PgganJob
 from medray import config as configuration
 from medray import log
 from medray.dist.context import Context, launch, threads_for
-from medray.errors import UsageError
+from medray.errors import DataError, UsageError
 from medray.rundir import RunDir, numbered, stored_config
 from medray.store import Store
 
@@ -37,6 +37,7 @@ ROWS, PICTURES = 100, 10
 
 def train(config: PgganJob) -> None:
     """Trains from the start or the newest checkpoint to the end."""
+    config = classified(config)
     url = config.run_dir or numbered(_data.runs_dir(), _name(config))
     config = resolved(config.model_copy(update={"run_dir": url}))
     run = RunDir.start(
@@ -126,7 +127,51 @@ def _choose(config: PgganJob) -> PgganJob:
         "snapshot_images": config.snapshot_images or shown,
         "checkpoint_images": config.checkpoint_images or config.snapshot_images or shown,
     }
-    return config.model_copy(update=update)
+    return classified(config.model_copy(update=update))
+
+
+def classified(config: PgganJob) -> PgganJob:
+    """`config` with the set's classes and how many images each has; DataError below two classes.
+
+    A dry run makes no phantoms: it takes it that there is one of each class.
+    """
+    if not config.conditional or config.class_counts:
+        return config
+    counts = _phantom_classes(config) if config.dry_run else {}
+    counts = counts or count_labels_of(config)
+    if config.classes and config.classes != tuple(counts):
+        raise UsageError(
+            f"--classes {' '.join(config.classes)}: the set has {' '.join(counts)}",
+            hint="leave --classes out: they are read from the set",
+        )
+    update = {"classes": tuple(counts), "class_counts": tuple(counts.values())}
+    config = config.model_copy(update=update)
+    from medray.train import conditioning
+
+    conditioning.check(config, ", ".join(config.data))
+    absent = [name for name, count in counts.items() if not count]
+    if absent:
+        log.warn(
+            "classes_absent",
+            f"split {config.split} has no image of {', '.join(absent)}: not learnt",
+            classes=absent,
+        )
+    return config
+
+
+def _phantom_classes(config: PgganJob) -> dict[str, int]:
+    from medray import phantoms
+
+    return {} if config.data else dict.fromkeys(phantoms.CLASSES[config.phantoms], 1)
+
+
+def count_labels_of(config: PgganJob) -> dict[str, int]:
+    """Images by class in the split to train on, in the order of the stream's numbers."""
+    from medray.stream.labels import count_labels
+    from medray.stream.sets import Source
+
+    sources = [Source(url) for url in sources_of(config)]
+    return count_labels(sources, config.split, config.cache_dir)
 
 
 # --- on a worker ------------------------------------------------------------------------------
@@ -149,9 +194,15 @@ def _trained(config: PgganJob, context: Context, run: RunDir) -> dict[str, Any]:
         take_weights(algorithm, config.init_from)
     sources = sources_of(config)
     with stream_of(config, sources, context.rank, context.world) as batches:
-        pictures = GanSnapshots(algorithm, run, latent_dims=config.latent_dims, seed=config.seed)
+        pictures = GanSnapshots(
+            algorithm,
+            run,
+            latent_dims=config.latent_dims,
+            seed=config.seed,
+            conditioning=algorithm.conditioning,
+        )
         if context.rank == 0:
-            pictures.show_reals(reals(config, sources, 512))
+            pictures.show_reals(*reals(config, sources, 512))
         cadence = Cadence(
             config.total_images,
             config.log_images or config.batch,
@@ -229,11 +280,20 @@ def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int)
             f"--final-px: images of {stream.size_px} px cannot train {config.final_px} px",
             hint=f"pack the set with --size-px {config.final_px}",
         )
+    if config.conditional and stream.classes != config.classes:
+        raise DataError(
+            f"the set's classes are {list(stream.classes)}, the run's {list(config.classes)}",
+            code="MR-D075",
+            hint="give the set that the run was started with",
+        )
     return stream
 
 
-def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> Array:
-    """`count` real images as uint8 at the final resolution, to look at and to score against."""
+def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> tuple[Array, Array]:
+    """`count` real images as uint8 at the final resolution, to look at and to score against.
+
+    And their labels, as the stream numbers them.
+    """
     import torch
 
     from medray.models.pixels import to_unit
@@ -243,7 +303,7 @@ def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> Array:
         batch = stream.next(min(count, stream.samples_per_epoch))
     unit_NCHW = reduced(to_unit(torch.from_numpy(batch.images_NCHW)), config.final_px)
     eight: Array = ((unit_NCHW + 1) * 127.5).round().to(torch.uint8).numpy()
-    return eight
+    return eight, batch.labels_N
 
 
 def take_weights(algorithm: Pggan, url: str) -> None:
@@ -269,13 +329,20 @@ def leave(
     """Writes the model and the report; figures to add to the summary."""
     from medray.models import weights
 
-    arguments = {
-        name: getattr(config, name)
-        for name in ("final_px", "channels", "latent_dims", "fmap_base", "fmap_max")
+    about: dict[str, Any] = {
+        "kind": "pggan",
+        "arguments": config.network_arguments(),
+        "px": algorithm.px,
+        "seed": config.seed,
     }
-    about = {"kind": "pggan", "arguments": arguments, "px": algorithm.px, "seed": config.seed}
+    if config.conditional:
+        about["classes"] = list(config.class_names)
     tensors: dict[str, Tensor] = dict(algorithm.average.named_parameters())
     sha256 = weights.save_generator(run.store.child("model"), tensors, about, card(config, summary))
+    if config.conditional:
+        from medray.sample.conditional import of_classes
+
+        of_classes(config.class_names, config.latent_dims, sha256).save(run.store.child("latents"))
     figures = {
         "px": algorithm.px,
         "generator_sha256": sha256,
@@ -301,12 +368,16 @@ def last_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
 def card(config: PgganJob, summary: dict[str, Any]) -> str:
     """The model card."""
     data = ", ".join(Path(url).name for url in config.data) or f"{config.phantoms} phantoms"
+    takes = f"{config.latent_dims} numbers from N(0, 1)"
+    if config.conditional:
+        names = ", ".join(config.class_names)
+        takes += f", then a 1 for the class and 0 for the others ({names})"
     return f"""# Progressive GAN generator, {config.final_px} px
 
 Trained by medray on: {data} (split {config.split}), {summary["images"]:,} images seen, loss
 {config.loss}, precision {config.precision}, batch {config.batch}, seed {config.seed}.
 
-- Input: {config.latent_dims} numbers from N(0, 1). Output: {config.channels} channel(s) in [-1, 1].
+- Input: {takes}. Output: {config.channels} channel(s) in [-1, 1].
 - Weights: the exponential moving average, `generator.safetensors`; arguments in `config.yaml`.
 - Intended use: research on synthetic images. Not for diagnosis. Not audited for memorised patients.
 """

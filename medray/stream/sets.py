@@ -18,7 +18,14 @@ from medray import log
 from medray.errors import DataError
 from medray.records import SPLITS, Shard, ShardIndex
 from medray.shards import INDEX, _members, foreign, read_index
-from medray.shards.reader import Row, ShardReader, open_scanned, open_shard, tar_name
+from medray.shards.reader import (
+    Row,
+    ShardReader,
+    open_scanned,
+    open_shard,
+    read_rows,
+    tar_name,
+)
 from medray.store import Store
 from medray.stream.cache import ShardCache
 
@@ -87,6 +94,10 @@ class OpenSet:
                 self._readers.popitem(last=False)
         return reader
 
+    def labels(self, number: int) -> list[str | None]:
+        """Labels of the samples of shard `number`, which is not opened."""
+        return [row["label"] for row in self._files.rows(self.shards[number])]
+
     def _open_reader(self, number: int) -> ShardReader | None:
         with self._lock:
             if number in self._readers:
@@ -124,6 +135,9 @@ class _Packed:
         self._store = store = Store(source.url)
         self._cache = cache
         self.index = read_index(store)
+
+    def rows(self, shard: Shard) -> list[Row]:
+        return read_rows(self._store, shard)
 
     def open(self, shard: Shard) -> ShardReader:
         if self._store.is_local:
@@ -232,6 +246,9 @@ class _Foreign:
             audited=False,
             shards=tuple(shards),
         )
+
+    def rows(self, shard: Shard) -> list[Row]:
+        return self._rows[shard.name]
 
     def open(self, shard: Shard) -> ShardReader:
         return open_scanned(self._local(shard.name)[0], shard, self._rows[shard.name])

@@ -22,8 +22,8 @@ BATCHES_HELD = 6
 SCORED_IMAGES = 256
 # Pixels that the scores of images take at once.
 SCORE_PIXELS = 2**22
-# Pictures of a grid: 8 columns by 4 rows, cells of at least 64 px.
-GRID_CELLS, CELL_PX = 32, 64
+# Pictures of a grid: 8 columns by 4 rows (or a row a class), cells of at least 64 px.
+GRID_COLUMNS, GRID_ROWS, CELL_PX = 8, 4, 64
 ROW_BYTES = 400
 
 Engine = Literal["torch", "deepspeed"]
@@ -196,10 +196,11 @@ def disk_bytes(config: PgganConfig, checkpoints: int, pictures: int, rows: int) 
     networks = 2 * number["generator_whole"] + number["discriminator_whole"]
     moments = 2 * (number["generator"] + number["discriminator"])
     cell_px = max(CELL_PX, config.final_px)
+    cells = GRID_COLUMNS * (len(config.class_names) if config.conditional else GRID_ROWS)
     return {
         "checkpoint": FLOAT_BYTES * (networks + moments),
         "checkpoints": (checkpoints + 1) * FLOAT_BYTES * (networks + moments),
-        "pictures": (pictures + 2) * GRID_CELLS * config.channels * cell_px**2,
+        "pictures": (pictures + 2) * cells * config.channels * cell_px**2,
         "model": FLOAT_BYTES * number["generator_whole"],
         "rows": rows * ROW_BYTES,
     }

@@ -1,6 +1,6 @@
 """Losses of the adversarial step, as scores and images in, float32 scalars out.
 
-Shape letters: N images of this rank, C channels, H = W pixels.
+Shape letters: N images of this rank, C channels, H = W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ def logistic_d(real_N: Tensor, fake_N: Tensor) -> Tensor:
 def logistic_g(fake_N: Tensor) -> Tensor:
     """`E[softplus(-D(fake))]`, the non-saturating form."""
     return functional.softplus(-fake_N).mean()
+
+
+def class_entropy(logits_NK: Tensor, classes_N: Tensor) -> Tensor:
+    """Softmax cross-entropy, mean over all images; one whose class is -1 counts as 0.
+
+    Not the mean over those that have a class: the mean of several ranks would be another.
+    """
+    total = functional.cross_entropy(logits_NK, classes_N, ignore_index=-1, reduction="sum")
+    return total / len(classes_N)
 
 
 def input_gradient(score: Score, images_NCHW: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The progressive GAN: one adversarial step, its state, and pictures from the averaged generator.
 
-Shape letters: N images of this rank, C channels, H = W pixels, L latent dimensions.
+Shape letters: N images of this rank, C channels, H = W pixels, L numbers that G takes (latent
+dimensions, and classes where it is conditional), K classes, A draws of an augmentation.
 
 The method is that of Karras, Aila, Laine, Lehtinen (ICLR 2018). Every random number is an address
 (seed, stream, global image number), so the step has no generator state and does not depend on
@@ -23,7 +24,8 @@ from medray.models.layers import double
 from medray.models.ops import halve
 from medray.models.pggan import Discriminator, Generator, Network
 from medray.models.pixels import to_unit
-from medray.train import ema, losses, phases
+from medray.train import diffaugment, ema, losses, phases
+from medray.train.conditioning import Conditioning
 from medray.train.pggan_config import PgganConfig
 from medray.train.schedule import Growth, is_due
 
@@ -42,7 +44,11 @@ SAMPLE_BATCH = 16
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What one step's phases take, on the device; `r1_weight` is 0 where R1 is not due."""
+    """What one step's phases take, on the device; `r1_weight` is 0 where R1 is not due.
+
+    Real images are as D sees them, faded and augmented. Classes and draws are None where they are
+    off.
+    """
 
     real_NCHW: Tensor
     z_d_NL: Tensor
@@ -50,6 +56,11 @@ class StepInputs:
     share_N: Tensor
     growth: Growth
     r1_weight: float
+    classes_real_N: Tensor | None = None
+    classes_d_N: Tensor | None = None
+    classes_g_N: Tensor | None = None
+    draws_d_NA: Tensor | None = None
+    draws_g_NA: Tensor | None = None
 
 
 class Pggan:
@@ -59,6 +70,7 @@ class Pggan:
         if config.precision == "auto":
             raise UsageError("precision auto must be resolved before training, to bf16 or fp32")
         self.config, self.context = config, context
+        self.conditioning = Conditioning(config) if config.conditional else None
         self.discriminator = self._network(Discriminator)
         self.generator = self._network(Generator)
         self.average = self._network(Generator).requires_grad_(False)
@@ -69,7 +81,7 @@ class Pggan:
 
     def _network(self, kind: type[N]) -> N:
         c = self.config
-        network = kind(c.final_px, c.channels, c.latent_dims, c.fmap_base, c.fmap_max)
+        network = kind(**c.network_arguments())
         network.compute_dtype = torch.bfloat16 if c.precision == "bf16" else torch.float32
         return network.to(self.context.device)
 
@@ -121,13 +133,21 @@ class Pggan:
         if self.config.mirror:
             flip_N = self._draw("mirror", numbers_N, 1)[:, :, None, None] < 0.5
             real_NCHW = torch.where(flip_N, real_NCHW.flip(3), real_NCHW)
+        real_NCHW = faded(reduced(to_unit(real_NCHW), growth.px), growth.alpha)
+        z_d_NL, classes_d_N = self._latents("d", numbers_N)
+        z_g_NL, classes_g_N = self._latents("g", numbers_N)
         return StepInputs(
-            real_NCHW=faded(reduced(to_unit(real_NCHW), growth.px), growth.alpha),
-            z_d_NL=self._latents("latents_d", numbers_N),
-            z_g_NL=self._latents("latents_g", numbers_N),
+            real_NCHW=self._augmented(real_NCHW, self._augmentation("real", numbers_N)),
+            z_d_NL=z_d_NL,
+            z_g_NL=z_g_NL,
             share_N=self._draw("penalty", numbers_N, 1)[:, 0],
             growth=growth,
             r1_weight=self._r1_weight(images, len(batch.keys) * self.context.world, growth.px),
+            classes_real_N=self._classes(batch),
+            classes_d_N=classes_d_N,
+            classes_g_N=classes_g_N,
+            draws_d_NA=self._augmentation("d", numbers_N),
+            draws_g_NA=self._augmentation("g", numbers_N),
         )
 
     def _r1_weight(self, images: int, batch_images: int, px: int) -> float:
@@ -140,6 +160,7 @@ class Pggan:
     def _loss_d(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake_NCHW = self._generate(self.generator, inputs.z_d_NL, inputs.growth)
+            fake_NCHW = self._augmented(fake_NCHW, inputs.draws_d_NA)
         # The penalty's forward pass comes first: DeepSpeed's hooks need a plain one after it.
         penalty = self._penalty(inputs, fake_NCHW)
         loss, scalars = self._adversarial(inputs, fake_NCHW)
@@ -152,16 +173,35 @@ class Pggan:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         # One pass over both: the weights are prepared once, and the groups stay apart.
         both_NCHW = torch.cat([inputs.real_NCHW, fake_NCHW])
-        real_N, fake_N = self._score(both_NCHW, inputs.growth, parts=2).chunk(2)
+        on_real, on_fake = self._logits(both_NCHW, inputs.growth, parts=2).chunk(2)
+        real_N, fake_N = on_real[:, 0], on_fake[:, 0]
         if self.config.loss == "r1":
             loss = losses.logistic_d(real_N, fake_N)
         else:
             loss = losses.wasserstein_d(real_N, fake_N, self.config.drift)
-        return loss, {"loss_d": loss, "score_real": real_N.mean(), "score_fake": fake_N.mean()}
+        scalars = {"loss_d": loss, "score_real": real_N.mean(), "score_fake": fake_N.mean()}
+        loss = self._with_classes(loss, scalars, "class_real", on_real, inputs.classes_real_N)
+        return self._with_classes(loss, scalars, "class_fake", on_fake, inputs.classes_d_N), scalars
+
+    def _with_classes(
+        self,
+        loss: Tensor,
+        scalars: dict[str, Tensor],
+        name: str,
+        logits_NK: Tensor,
+        classes_N: Tensor | None,
+    ) -> Tensor:
+        """The loss with the class term of D's logits beside it, which is reported as `name`."""
+        if classes_N is None:
+            return loss
+        scalars[name] = losses.class_entropy(logits_NK[:, 1:], classes_N)
+        return loss + self.config.class_weight * scalars[name]
 
     def _penalty(self, inputs: StepInputs, fake_NCHW: Tensor) -> Tensor | None:
+        """On the score alone, at the augmented images that D is trained on, by their pixels."""
+
         def score(images_NCHW: Tensor) -> Tensor:
-            return self._score(images_NCHW, inputs.growth)
+            return self._logits(images_NCHW, inputs.growth)[:, 0]
 
         if self.config.loss == "wgan-gp":
             share_N = inputs.share_N
@@ -173,14 +213,21 @@ class Pggan:
 
     def _loss_g(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
         fake_NCHW = self._generate(self.generator, inputs.z_g_NL, inputs.growth)
-        fake_N = self._score(fake_NCHW, inputs.growth)
+        fake_NCHW = self._augmented(fake_NCHW, inputs.draws_g_NA)
+        logits = self._logits(fake_NCHW, inputs.growth)
         r1 = self.config.loss == "r1"
-        loss = losses.logistic_g(fake_N) if r1 else losses.wasserstein_g(fake_N)
-        return loss, {"loss_g": loss}
+        loss = losses.logistic_g(logits[:, 0]) if r1 else losses.wasserstein_g(logits[:, 0])
+        scalars = {"loss_g": loss}
+        return self._with_classes(loss, scalars, "class_g", logits, inputs.classes_g_N), scalars
 
-    def _score(self, images_NCHW: Tensor, growth: Growth, parts: int = 1) -> Tensor:
-        scores_N: Tensor = self.discriminator(images_NCHW, growth.px, growth.alpha, parts)
-        return scores_N
+    def _logits(self, images_NCHW: Tensor, growth: Growth, parts: int = 1) -> Tensor:
+        """D's score in column 0, its logits of the classes in the others."""
+        return self.discriminator.logits(images_NCHW, growth.px, growth.alpha, parts)
+
+    def _augmented(self, images_NCHW: Tensor, draws_NA: Tensor | None) -> Tensor:
+        if draws_NA is None:
+            return images_NCHW
+        return diffaugment.augment(images_NCHW, draws_NA, self.config.diffaugment)
 
     @staticmethod
     def _generate(network: Generator, z_NL: Tensor, growth: Growth) -> Tensor:
@@ -197,9 +244,24 @@ class Pggan:
 
     # --- random draws by global image number --------------------------------------------------
 
-    def _latents(self, stream: str, numbers_N: NDArray[np.int64]) -> Tensor:
-        z_NL = rng.normals(self.config.seed, f"pggan.{stream}", numbers_N, self.config.latent_dims)
-        return self._device(z_NL)
+    def _latents(self, phase: str, numbers_N: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """What G takes in a phase, and the classes that are in it."""
+        c = self.config
+        z_NL = rng.normals(c.seed, f"pggan.latents_{phase}", numbers_N, c.latent_dims)
+        if self.conditioning is None:
+            return self._device(z_NL), None
+        classes_N = self.conditioning.drawn(f"pggan.classes_{phase}", numbers_N)
+        return self._device(self.conditioning.beside(z_NL, classes_N)), self._device(classes_N)
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        if self.conditioning is None:
+            return None
+        return self._device(self.conditioning.of_labels(batch.labels_N))
+
+    def _augmentation(self, name: str, numbers_N: NDArray[np.int64]) -> Tensor | None:
+        if not self.config.diffaugment:
+            return None
+        return self._draw(f"diffaugment_{name}", numbers_N, diffaugment.DRAWS)
 
     def _draw(self, stream: str, numbers_N: NDArray[np.int64], count: int) -> Tensor:
         return self._device(rng.uniforms(self.config.seed, f"pggan.{stream}", numbers_N, count))

@@ -5,9 +5,15 @@ Defaults are those of Karras et al., ICLR 2018, but for the loss: logistic with 
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from medray.config import Frozen
 from medray.train import schedule
@@ -15,6 +21,9 @@ from medray.train.schedule import Growth, Stretch
 
 R1_REFERENCE_PX = 64
 PAPER_LR_BY_PX = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
+AUGMENTATIONS = ("tone", "translation", "cutout")
+# Left out of a stored configuration where they are off: a run from before them can be resumed.
+OPTIONS = frozenset("conditional classes class_counts class_weight fake_labels diffaugment".split())
 
 
 class PgganConfig(Frozen):
@@ -54,6 +63,22 @@ class PgganConfig(Frozen):
         0.05, gt=0, description="the half-life is at most this share of the images seen"
     )
     mirror: bool = Field(False, description="flip half of the real images left to right")
+    conditional: bool = Field(
+        False, description="one generator for all classes: label beside the latent, class term in D"
+    )
+    classes: tuple[str, ...] = Field((), description="the set's classes (none: read from the set)")
+    class_counts: tuple[int, ...] = Field(
+        (), description="labelled images of each class (none: counted in the set)"
+    )
+    class_weight: float = Field(1.0, ge=0, description="weight of the class term in both losses")
+    fake_labels: Literal["natural", "balanced"] = Field(
+        "natural", description="classes of the images made in training: as in the set, or equally"
+    )
+    diffaugment: tuple[Literal["tone", "translation", "cutout"], ...] = Field(
+        (),
+        description="differentiable augmentation of all that D sees, for few images",
+        json_schema_extra={"metavar": "translation,cutout,tone"},
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="type of activations; auto measures which is faster, once"
     )
@@ -83,6 +108,37 @@ class PgganConfig(Frozen):
                 raise ValueError(f"must be above 0 at every resolution, got {value} at {px} px")
         return by_px
 
+    @field_validator("diffaugment", mode="before")
+    @classmethod
+    def _in_one_order(cls, given: Any) -> Any:
+        """Words separated by commas or not, each once, in the order in which they are applied."""
+        if not isinstance(given, str | list | tuple):
+            return given
+        words = [w for part in ([given] if isinstance(given, str) else given) for w in _words(part)]
+        if len(set(words)) < len(words):
+            raise ValueError(f"names one twice: {', '.join(words)}")
+        known = [name for name in AUGMENTATIONS if name in words]
+        return tuple(known + [word for word in words if word not in known])
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        if self.classes and not self.conditional:
+            raise ValueError("classes are for a conditional generator: give --conditional")
+        if len(self.class_counts) not in (0, len(self.classes)):
+            raise ValueError(
+                f"{len(self.class_counts)} class counts for {len(self.classes)} classes"
+            )
+        if len(set(self.classes)) < len(self.classes) or min(self.class_counts, default=0) < 0:
+            raise ValueError(f"classes once each, counts from 0, got {self.classes}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        off = {name for name in OPTIONS if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in off}
+
     @model_validator(mode="after")
     def _grows_upwards(self) -> Self:
         if self.start_px > self.final_px:
@@ -90,6 +146,18 @@ class PgganConfig(Frozen):
         if self.zero_stage and self.engine != "deepspeed":
             raise ValueError(f"zero stage {self.zero_stage} needs the engine deepspeed")
         return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that there are images of, in the set's order: those the networks know."""
+        pairs = zip(self.classes, self.class_counts, strict=True)
+        return tuple(name for name, count in pairs if count)
+
+    def network_arguments(self) -> dict[str, int]:
+        """What decides the shape of both networks."""
+        names = ("final_px", "channels", "latent_dims", "fmap_base", "fmap_max")
+        arguments: dict[str, int] = {name: getattr(self, name) for name in names}
+        return arguments | ({"classes": len(self.class_names)} if self.conditional else {})
 
     def growth_at(self, images: int) -> Growth:
         """Resolution, fade and level after `images` images."""
@@ -124,6 +192,14 @@ class PgganConfig(Frozen):
         with px^2.
         """
         return self.r1_gamma * (px / R1_REFERENCE_PX) ** 2
+
+
+def _words(part: Any) -> list[Any]:
+    return (
+        [word.strip() for word in part.split(",") if word.strip()]
+        if isinstance(part, str)
+        else [part]
+    )
 
 
 Number = TypeVar("Number", int, float)

@@ -27,6 +27,7 @@ from medray.dist.engine import Engine, make_engine
 from medray.models.pggan import Discriminator, Generator, Network
 from medray.records import Batch
 from medray.train import malloc_replay
+from medray.train.conditioning import Conditioning
 from medray.train.pggan import BETAS, EPSILON, Pggan, StepInputs
 from medray.train.pggan_config import PgganConfig
 from medray.train.schedule import Stretch
@@ -106,6 +107,7 @@ class Rehearsal(Pggan):
         )
         self.config, self.context, self.trace = config, alone, trace
         self.penalty_due = False
+        self.conditioning = Conditioning(config) if config.conditional else None
         self.discriminator = self._network(Discriminator)
         self.generator = self._network(Generator)
         self.average = self._network(Generator).requires_grad_(False)
@@ -113,7 +115,7 @@ class Rehearsal(Pggan):
 
     def _network(self, kind: type[N]) -> N:
         c = self.config
-        network = kind(c.final_px, c.channels, c.latent_dims, c.fmap_base, c.fmap_max)
+        network = kind(**c.network_arguments())
         network.compute_dtype = torch.bfloat16 if c.precision == "bf16" else torch.float32
         return network
 
@@ -123,8 +125,13 @@ class Rehearsal(Pggan):
             "torch", network, parameters, self.context, lr=1.0, betas=BETAS, eps=EPSILON
         )
 
-    def _latents(self, stream: str, numbers_N: NDArray[np.int64]) -> Tensor:
-        return torch.empty(len(numbers_N), self.config.latent_dims)
+    def _latents(self, phase: str, numbers_N: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        images, c = len(numbers_N), self.config
+        classes_N = torch.empty(images, dtype=torch.int64) if c.conditional else None
+        return torch.empty(images, c.latent_dims + len(c.class_names)), classes_N
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        return torch.empty(len(batch.keys), dtype=torch.int64) if self.config.conditional else None
 
     def _draw(self, stream: str, numbers_N: NDArray[np.int64], count: int) -> Tensor:
         return torch.empty(len(numbers_N), count)
@@ -258,12 +265,11 @@ def rehearse(config: PgganConfig, workers: int = 1, size_px: int | None = None) 
 
 def parameters(config: PgganConfig, px: int) -> dict[str, int]:
     """Number of parameters of G and D that train at `px`, and (`_whole`) those of all layers."""
-    c = config
-    arguments = (c.final_px, c.channels, c.latent_dims, c.fmap_base, c.fmap_max)
+    arguments = config.network_arguments()
     with torch.device("meta"):
         networks: dict[str, Network] = {
-            "generator": Generator(*arguments),
-            "discriminator": Discriminator(*arguments),
+            "generator": Generator(**arguments),
+            "discriminator": Discriminator(**arguments),
         }
     found = {}
     for name, network in networks.items():

@@ -1,6 +1,8 @@
 """What a GAN run shows while it trains: grids at fixed latents, reals, a score, the growth.
 
-Shape letters: N images, C channels, H and W pixels, L latent dimensions.
+Shape letters: N images, C channels, H and W pixels, L numbers that the generator takes.
+
+A conditional model is shown with one row a class, the same latents in every row.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from medray import metrics, report, rng
 from medray.images.png import decode_png
 from medray.records import Array
 from medray.rundir import RunDir
+from medray.train.conditioning import Conditioning
 
 GRID_COLUMNS = 8
 GRID_IMAGES = 32
@@ -34,12 +37,29 @@ class Pictured(Protocol):
 class GanSnapshots:
     """Draws `fakes-<images>.png` at fixed latents and scores the model against real images."""
 
-    def __init__(self, model: Pictured, run: RunDir, *, latent_dims: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: Pictured,
+        run: RunDir,
+        *,
+        latent_dims: int,
+        seed: int,
+        conditioning: Conditioning | None = None,
+    ) -> None:
         self.model, self.run, self.seed = model, run, seed
-        drawn = rng.normals(seed, "snapshots", np.arange(SCORED_IMAGES), latent_dims)
-        self.z_NL = torch.from_numpy(drawn)
+        self.conditioning = conditioning
+        numbers_N = np.arange(SCORED_IMAGES)
+        z_NL = rng.normals(seed, "snapshots", numbers_N, latent_dims)
+        shown_NL = z_NL[:GRID_IMAGES]
+        if conditioning is not None:
+            count = len(conditioning.names)
+            rows_N = np.repeat(np.arange(count), GRID_COLUMNS)
+            shown_NL = conditioning.beside(np.tile(z_NL[:GRID_COLUMNS], (count, 1)), rows_N)
+            # What is scored has the classes in the shares of what it is scored against.
+            z_NL = conditioning.beside(z_NL, conditioning.natural("snapshots.classes", numbers_N))
+        self.shown_NL, self.z_NL = torch.from_numpy(shown_NL), torch.from_numpy(z_NL)
 
-    def show_reals(self, reals_NCHW: Array) -> None:
+    def show_reals(self, reals_NCHW: Array, labels_N: Array) -> None:
         """Takes the real images (uint8 at the final resolution) to score against; `reals.png`.
 
         Half of them is what the model is scored against; the other half against that is the floor,
@@ -50,7 +70,19 @@ class GanSnapshots:
         self.floor = {}
         if reals_NCHW.shape[-1] >= SMALLEST_SCORED_PX and half:
             self.floor = self._distances("floor", others_NCHW)
-        self.run.write_picture("reals.png", self._grid(reals_NCHW[:GRID_IMAGES]))
+        self.run.write_picture("reals.png", self._grid(self._chosen(reals_NCHW, labels_N)))
+
+    def _chosen(self, reals_NCHW: Array, labels_N: Array) -> Array:
+        """The first images; with classes a row of each, empty cells where there are fewer."""
+        if self.conditioning is None:
+            return reals_NCHW[:GRID_IMAGES]
+        classes_N, shape = self.conditioning.of_labels(labels_N), reals_NCHW.shape[1:]
+        rows = []
+        for number in range(len(self.conditioning.names)):
+            found = reals_NCHW[classes_N == number][:GRID_COLUMNS]
+            empty = np.full((GRID_COLUMNS - len(found), *shape), report.GREY, np.uint8)
+            rows += [found, empty]
+        return np.concatenate(rows)
 
     def _grid(self, images_NCHW: Array) -> bytes:
         cell_px = max(CELL_PX, self.reals_NCHW.shape[-1])
@@ -58,7 +90,7 @@ class GanSnapshots:
 
     def __call__(self, images: int) -> dict[str, float]:
         """Draws the picture after `images` images; a score once the final resolution is reached."""
-        fakes_NCHW = self.model.sample(self.z_NL[:GRID_IMAGES], images).numpy()
+        fakes_NCHW = self.model.sample(self.shown_NL, images).numpy()
         self.run.write_picture(f"fakes-{images:08d}.png", self._grid(fakes_NCHW))
         self._progress()
         if fakes_NCHW.shape[-1] != self.reals_NCHW.shape[-1] or not self.floor:
@@ -90,6 +122,8 @@ class GanSnapshots:
                 ),
                 "images/s": ("perf/images_per_s",),
             }
+            if self.conditioning is not None:
+                panels["class term"] = tuple(f"train/class_{on}" for on in ("real", "fake", "g"))
             self.run.write_picture("progress.png", report.curves_png(rows, panels))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -120,7 +154,16 @@ class GanSnapshots:
             ("Real images", report.picture(pictures["reals.png"], "images trained on")),
             ("Growth", report.picture(self.growth(), "the same latents while training")),
             ("Curves", report.picture(pictures["progress.png"], "losses, distance and rate")),
+            *self._legend(),
             ("Figures", report.table(summary)),
             ("Configuration", report.preformatted(config_yaml)),
         ]
         self.run.write_text("report.html", report.page("Progressive GAN", parts))
+
+    def _legend(self) -> list[tuple[str, str]]:
+        """Which row of the pictures is which class."""
+        if self.conditioning is None:
+            return []
+        names = self.conditioning.names
+        rows = {f"row {number}": name for number, name in enumerate(names, 1)}
+        return [("Classes", report.table(rows))]

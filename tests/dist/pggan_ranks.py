@@ -15,7 +15,14 @@ from medray.train.pggan_config import PgganConfig
 from medray.train.schedule import Growth
 
 PX, BATCH_IMAGES, RANKS = 8, 8, 2
-LOSSES = ("r1", "wgan-gp")
+# The last: with classes (some images have none) and with augmentation.
+LOSSES = ("r1", "wgan-gp", "r1 with classes")
+CLASSES = {
+    "conditional": True,
+    "classes": ("a", "b", "c"),
+    "class_counts": (4, 3, 1),
+    "diffaugment": ("tone", "translation", "cutout"),
+}
 
 
 def config(loss: str, engine: str, zero_stage: int) -> PgganConfig:
@@ -28,12 +35,13 @@ def config(loss: str, engine: str, zero_stage: int) -> PgganConfig:
             "fmap_base": 64,
             "fmap_max": 12,
             "batch": BATCH_IMAGES,
-            "loss": loss,
+            "loss": loss.split()[0],
             "r1_every": 1,
             "lr": 1e-12,
             "precision": "fp32",
             "engine": engine,
             "zero_stage": zero_stage,
+            **(CLASSES if loss.endswith("classes") else {}),
         }
     )
 
@@ -44,7 +52,7 @@ def batch_of(first: int, images: int) -> Batch:
     return Batch(
         keys=tuple(f"train-{number:08d}" for number in range(first, first + images)),
         images_NCHW=np.ascontiguousarray(pixels[first : first + images]),
-        labels_N=np.full(images, -1),
+        labels_N=np.arange(first, first + images) % 4 - 1,
         records=[{} for _ in range(images)],
         masks_NHW=None,
         first_index=first,

@@ -82,8 +82,31 @@ def test_counted_bytes_are_those_that_torch_allocates(
     assert counted == pytest.approx(measured, rel=0.05)
 
 
-def test_a_rehearsal_has_every_part_of_the_real_thing() -> None:
-    config = small()
+CLASSES = {
+    "conditional": True,
+    "classes": ("a", "absent", "b"),
+    "class_counts": (9, 0, 4),
+    "diffaugment": "translation,cutout,tone",
+}
+
+
+@pytest.mark.parametrize("loss", ["r1", "wgan-gp"])
+def test_classes_and_augmentation_are_counted(loss: str) -> None:
+    config = small(loss=loss, r1_every=1, **CLASSES)
+    with rehearsal.on_stage(config) as stage:
+        counted = max(stage.step(64, penalty=True).peak_bytes for _ in range(2))
+    assert counted == pytest.approx(live_peak_bytes(config, 64, 2), rel=0.05)
+    number, plain = estimate.counts(config, 16), estimate.counts(small(), 16)
+    # Two columns more for G's first layer, two outputs more for D's last.
+    assert number["generator"] - plain["generator"] == 2 * 16 * 16
+    assert number["discriminator"] - plain["discriminator"] == 2 * (16 + 1)
+    pictures = [estimate.disk_bytes(c, 1, 1, 1)["pictures"] for c in (config, small())]
+    assert 2 * pictures[0] == pictures[1], "two rows instead of four"
+
+
+@pytest.mark.parametrize("changes", [{}, CLASSES])
+def test_a_rehearsal_has_every_part_of_the_real_thing(changes: dict[str, object]) -> None:
+    config = small(**changes)
     with rehearsal.on_stage(config) as stage:
         extra = {"trace", "penalty_due"}
         assert vars(stage.actor).keys() - extra == vars(fresh(config)).keys()
@@ -106,7 +129,7 @@ def test_operations_of_the_discriminator_are_those_counted_by_hand() -> None:
     macs = 64 * 16 + 64 * 16 * 16 * 9 * 2 + 16 * 17 * 16 * 9 + 256 * 16 + 16
     with rehearsal.on_stage(config) as stage:
         stage.trace.restart()
-        stage.actor._score(torch.empty(2, 1, 8, 8), config.growth_at(0))
+        stage.actor._logits(torch.empty(2, 1, 8, 8), config.growth_at(0))
         assert stage.trace.flops == 2 * 2 * macs
 
 
