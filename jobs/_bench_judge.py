@@ -24,7 +24,7 @@ from medray.metrics.manifold import prdc
 
 ROWS = ("frechet_scipy", "frechet_eigvals", "kid_4k", "prdc_4k")
 DIMS, FRECHET_ROWS, COUNT = 2048, 5000, 4000
-SUBSETS, SUBSET_ROWS, NEIGHBOURS, JOBS = 100, 1000, 5, None
+SUBSETS, SUBSET_ROWS, NEIGHBOURS = 100, 1000, 5
 
 Rows = NDArray[np.float32]
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
@@ -130,14 +130,17 @@ def numpy_kids(first_ND: Rows, second_ND: Rows) -> list[float]:
 
 
 def sklearn_prdc(real_ND: Rows, fake_ND: Rows, k: int) -> dict[str, float]:
-    """Naeem et al. 2020: three whole matrices, the k-th smallest of each row, comparisons."""
+    """Naeem et al. 2020: three whole matrices, the k-th smallest of each row, comparisons.
+
+    Without `n_jobs` the products run on all cores by themselves; with it they took more time here.
+    """
     from sklearn.metrics import pairwise_distances
 
     radii = []
     for rows_ND in (real_ND, fake_ND):
-        own_NN = pairwise_distances(rows_ND, rows_ND, metric="euclidean", n_jobs=JOBS)
+        own_NN = pairwise_distances(rows_ND, rows_ND, metric="euclidean")
         radii.append(np.partition(own_NN, k, axis=-1)[:, k])
-    between = pairwise_distances(real_ND, fake_ND, metric="euclidean", n_jobs=JOBS)
+    between = pairwise_distances(real_ND, fake_ND, metric="euclidean")
     in_real = between < radii[0][:, None]
     return {
         "precision": float(in_real.any(axis=0).mean()),
@@ -170,7 +173,8 @@ def whole_kid(first_ND: Rows, second_ND: Rows) -> tuple[float, float]:
 
     def kernel(x: Rows, y: Rows) -> NDArray[np.float64]:
         products: NDArray[np.float64] = x.astype(np.float64) @ y.astype(np.float64).T
-        return np.power(products / x.shape[1] + 1, 3)
+        kernels: NDArray[np.float64] = (products / x.shape[1] + 1) ** 3
+        return kernels
 
     total = 0.0
     for rows_ND in (first_ND, second_ND):
