@@ -121,6 +121,10 @@ def labels(m: Material) -> Section:
     """How often an independent judge agrees with the synthetic images' labels."""
     judge = _judge(m)
     section = Section("Labels, by an independent judge")
+    if not any(m.rows[SYNTHETIC].labels) and not any(m.rows[SYNTHETIC].findings):
+        section.text("The synthetic images have no labels, so there is no hit rate.")
+        section.figures["hit_rate"] = None
+        return section
     of_real = TEST if m.has(TEST) else HOLDOUT
     found = {
         name: hit_rates(judge.classes, _labels(m, judge, name), m.arrays[name]["said"])

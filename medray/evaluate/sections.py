@@ -19,7 +19,7 @@ from medray.store import Store
 
 CACHE = "cache"
 # Counts up when the same inputs would give another section.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
