@@ -21,8 +21,26 @@ from medray import kernels
 from medray.kernels import gaussian
 
 MINORITY, MAJORITY, DIMS, NEIGHBOURS = 20_000, 40_000, 512, 5
-ROWS, CLASSES, THREADS = 1_000_000, 10, 2
+DRAWN, CLASSES, THREADS = 1_000_000, 10, 2
 RECALL, CHECKED = 0.999, 1000
+ROWS = (
+    "smote_20k",
+    "gaussian_1m",
+    *(
+        f"gpu_{name}{more}"
+        for name in (
+            "labels",
+            "gaussian",
+            "truncated",
+            "smote",
+            "mixup",
+            "low_rank",
+            "full",
+            "nearest",
+        )
+        for more in ("", "_memset", "_cupy")
+    ),
+)
 
 Array = npt.NDArray[Any]
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
@@ -97,12 +115,12 @@ def _gaussian() -> Case:
     def ours() -> float:
         start = time.perf_counter()
         gaussian.diagonal(1, labels_N, means_KD, scales_KD)
-        return ROWS / (time.perf_counter() - start)
+        return DRAWN / (time.perf_counter() - start)
 
     def other() -> float:
         start = time.perf_counter()
-        means_KD[labels_N] + scales_KD[labels_N] * torch.randn(ROWS, DIMS)
-        return ROWS / (time.perf_counter() - start)
+        means_KD[labels_N] + scales_KD[labels_N] * torch.randn(DRAWN, DIMS)
+        return DRAWN / (time.perf_counter() - start)
 
     def check() -> None:
         check_moments(labels_N[:50_000], means_KD, scales_KD)
@@ -110,7 +128,7 @@ def _gaussian() -> Case:
     return "gaussian_1m", "torch composition", 3.0, ours, other, check
 
 
-def made_classes(device: str = "cpu", count: int = ROWS) -> tuple[Any, Any, Any]:
+def made_classes(device: str = "cpu", count: int = DRAWN) -> tuple[Any, Any, Any]:
     """Means and scales (K, D) of the classes, labels (N,)."""
     import torch
 

@@ -16,7 +16,7 @@ import numpy as np
 from medray.kernels import gaussian, interpolate, labels, nearest, truncated
 
 DIMS, CLASSES, RANK, NEIGHBOURS = 512, 10, 32, 5
-ROWS, LABELS, FULL_ROWS, NEAR_ROWS, TABLE_ROWS = 4_000_000, 10_000_000, 1_000_000, 200_000, 10_000
+DRAWN, LABELS, FULL_ROWS, NEAR_ROWS, TABLE_ROWS = 4_000_000, 10_000_000, 1_000_000, 200_000, 10_000
 WARM, CALLS = 5, 20
 
 Call = Callable[[], Any]
@@ -87,7 +87,7 @@ class Made:
         self.scales = torch.rand(CLASSES, DIMS, device="cuda") + 0.1
         self.factors = torch.randn(CLASSES, DIMS, RANK, device="cuda")
         self.full = torch.randn(CLASSES, DIMS, DIMS, device="cuda")
-        self.of = torch.randint(0, CLASSES, (ROWS,), device="cuda", dtype=torch.int32)
+        self.of = torch.randint(0, CLASSES, (DRAWN,), device="cuda", dtype=torch.int32)
         self.weights = torch.rand(CLASSES, device="cuda")
         self.table = torch.randn(TABLE_ROWS, DIMS, device="cuda")
         self.near = torch.randint(0, TABLE_ROWS, (TABLE_ROWS, NEIGHBOURS), device="cuda")
@@ -104,22 +104,22 @@ class Made:
             ),
             "gaussian": (
                 lambda: gaussian.diagonal(1, self.of, self.means, self.scales),
-                self.compose_gaussian, ROWS * DIMS, self.check_gaussian,
+                self.compose_gaussian, DRAWN * DIMS, self.check_gaussian,
             ),
             "truncated": (
-                lambda: truncated.normal(1, ROWS, DIMS, model=self.means),
+                lambda: truncated.normal(1, DRAWN, DIMS, model=self.means),
                 lambda: self.torch.nn.init.trunc_normal_(
-                    self.torch.empty(ROWS, DIMS, device="cuda"), a=-2, b=2
+                    self.torch.empty(DRAWN, DIMS, device="cuda"), a=-2, b=2
                 ),
-                ROWS * DIMS, self.check_truncated,
+                DRAWN * DIMS, self.check_truncated,
             ),
             "smote": (
-                lambda: interpolate.smote(1, ROWS, self.table, self.near),
-                self.compose_smote, ROWS * DIMS, self.check_smote,
+                lambda: interpolate.smote(1, DRAWN, self.table, self.near),
+                self.compose_smote, DRAWN * DIMS, self.check_smote,
             ),
             "mixup": (
-                lambda: interpolate.mixup(1, ROWS, self.table, 0.4),
-                self.compose_mixup, ROWS * DIMS, self.check_mixup,
+                lambda: interpolate.mixup(1, DRAWN, self.table, 0.4),
+                self.compose_mixup, DRAWN * DIMS, self.check_mixup,
             ),
             "low_rank": (
                 lambda: gaussian.low_rank(1, some, self.means, self.scales, self.factors),
@@ -137,23 +137,23 @@ class Made:
 
     def compose_gaussian(self) -> Any:
         """mean[label] + std[label] * randn."""
-        noise = self.torch.randn(ROWS, DIMS, device="cuda")
+        noise = self.torch.randn(DRAWN, DIMS, device="cuda")
         return self.means[self.of] + self.scales[self.of] * noise
 
     def compose_smote(self) -> Any:
         """randint, two gathers, lerp."""
         torch = self.torch
-        base = torch.randint(0, TABLE_ROWS, (ROWS,), device="cuda")
-        slot = torch.randint(0, NEIGHBOURS, (ROWS,), device="cuda")
-        share = torch.rand(ROWS, 1, device="cuda")
+        base = torch.randint(0, TABLE_ROWS, (DRAWN,), device="cuda")
+        slot = torch.randint(0, NEIGHBOURS, (DRAWN,), device="cuda")
+        share = torch.rand(DRAWN, 1, device="cuda")
         return torch.lerp(self.table[base], self.table[self.near[base, slot]], share)
 
     def compose_mixup(self) -> Any:
         """randint, Beta, two gathers, lerp."""
         torch = self.torch
-        first, second = torch.randint(0, TABLE_ROWS, (2, ROWS), device="cuda")
+        first, second = torch.randint(0, TABLE_ROWS, (2, DRAWN), device="cuda")
         alpha = torch.tensor(0.4, device="cuda")
-        share = torch.distributions.Beta(alpha, alpha).sample((ROWS, 1))
+        share = torch.distributions.Beta(alpha, alpha).sample((DRAWN, 1))
         return torch.lerp(self.table[first], self.table[second], share)
 
     def compose_low_rank(self) -> Any:
