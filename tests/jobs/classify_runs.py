@@ -42,7 +42,7 @@ def killed(folder: Path, cache: Path, *, kills: int, seed: int) -> int:
     """Runs in `folder`, killed so many times at random and then to the end; kills that met it."""
     command = [sys.executable, "-m", "tests.jobs.classify_runs", str(folder), str(kills), str(seed)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=240
+        command, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return int(json.loads(done.stdout.splitlines()[-1])["met"])
