@@ -33,7 +33,18 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of the facts."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        return _digest(self.facts)
+
+    @property
+    def chunks_hash(self) -> str:
+        """SHA-256 of what a chunk is a function of, beside its target and number."""
+        names = ("generator_sha256", "classifier_sha256", "classes", "seed")
+        searched = {name: self.facts[name] for name in names}
+        return _digest({**searched, **settings_record(self.settings)})
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(config: LatentsJob, pair: Pair, digests: dict[str, Any]) -> Plan:

@@ -171,7 +171,7 @@ def _round(
     if len(missing) < len(wanted):
         log.event("resume", f"{len(wanted) - len(missing)} chunks are there already")
     tasks = [
-        (config.out, plan.hash, plan.targets[n], config.seed, n, k, plan.settings)
+        (config.out, plan.chunks_hash, plan.targets[n], config.seed, n, k, plan.settings)
         for n, k in missing
     ]
     done = 0
@@ -217,7 +217,7 @@ def _name(key: tuple[int, int]) -> str:
 
 def _read(store: Store, plan: Plan, key: tuple[int, int]) -> Chunk | None:
     try:
-        return Chunk.from_bytes(store.read_bytes(_name(key)), plan.hash)
+        return Chunk.from_bytes(store.read_bytes(_name(key)), plan.chunks_hash)
     except FileNotFoundError:
         return None
 

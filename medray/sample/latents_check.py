@@ -216,6 +216,7 @@ def of_target(number: int, drawn: Views, plain: Views) -> dict[str, Any]:
     half = len(kept) // 2
     return {
         "judge_hits": share(drawn.hit_NT[:, number]),
+        "judge_hits_of_accepted": share(drawn.hit_NT[drawn.passes_NT[:, number], number]),
         "judge_hits_of_rejection": share(kept.hit_NT[:, number]),
         "judge_hits_of_plain": share(plain.hit_NT[:, number]),
         "accepted_of_drawn": share(drawn.passes_NT[:, number]),

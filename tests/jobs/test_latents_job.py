@@ -116,6 +116,22 @@ def test_a_stopped_search_goes_on_to_the_same_bytes(made, runs, tmp_path, monkey
     assert tree_sha256(tmp_path / "out") == tree_sha256(made)
 
 
+def test_chunks_that_depend_on_what_came_before_would_be_seen(made, runs, tmp_path, monkeypatch):
+    """The comparison above has teeth: a chunk numbered by the order it is made in differs."""
+    work, calls = latents_run.work, []
+
+    def counting(*task):
+        calls.append(task)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return work(*task[:4], task[4] + len(calls), *task[5:])
+
+    monkeypatch.setattr(latents_run, "work", counting)
+    assert run(runs, tmp_path / "out", "--judge", f"{runs}/j") == 130
+    assert run(runs, tmp_path / "out", "--judge", f"{runs}/j") == 0
+    assert tree_sha256(tmp_path / "out") != tree_sha256(made)
+
+
 def test_another_plan_is_refused_with_the_difference(made, runs, capsys):
     assert run(runs, made, "--judge", f"{runs}/j", "--lr", "0.1") == 2
     assert "lr was 0.05, is 0.1" in capsys.readouterr().err
