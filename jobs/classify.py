@@ -29,7 +29,7 @@ class ClassifyJob(RunJob, ClassifierConfig):
         description="sets of shards (folder or URL); none: phantoms",
         json_schema_extra={"metavar": "URL"},
     )
-    phantoms: Literal["chest", "brain"] = Field(
+    phantoms: Literal["chest", "brain", "lung"] = Field(
         "chest", description="phantoms where --data is not given"
     )
     phantom_images: int = Field(2000, ge=16, description="number of phantoms, all splits together")

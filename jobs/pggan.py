@@ -25,7 +25,7 @@ class PgganJob(RunJob, PgganConfig):
         description="sets of shards (folder or URL); none: phantoms",
         json_schema_extra={"metavar": "URL"},
     )
-    phantoms: Literal["chest", "brain"] = Field(
+    phantoms: Literal["chest", "brain", "lung"] = Field(
         "chest", description="phantoms where --data is not given"
     )
     phantom_images: int = Field(2000, ge=16, description="number of phantoms")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medray import phantoms
-from medray.phantoms import _chest, _field
+from medray.phantoms import _chest, _field, _nodule
 
 KINDS = sorted(phantoms.KINDS)
 COUNT = 400
@@ -38,7 +38,9 @@ def test_a_phantom_is_a_grey_square_of_bytes_with_a_record(kind, size_px):
     sample = phantoms.KINDS[kind](1, 2, size_px)
     assert sample.image.shape == (size_px, size_px) and sample.image.dtype == np.uint8
     assert sample.label in phantoms.CLASSES[kind]
-    assert set(sample.labels) == set(phantoms.CLASSES[kind][1:])
+    # A smooth nodule is a finding like others; a normal film and a slice without tumour are none.
+    findings = phantoms.CLASSES[kind] if kind == "lung" else phantoms.CLASSES[kind][1:]
+    assert set(sample.labels) == set(findings)
     record = json.loads(json.dumps(sample.record()))
     assert record["split"] in ("train", "val", "test") and record["patient"]
     assert np.ptp(sample.image) > 100
@@ -56,7 +58,7 @@ def test_the_bytes_do_not_depend_on_what_else_is_drawn(kind):
     )
 
 
-GOLDEN = {"brain": "7572095b1a908d92", "chest": "8fd276b3513c285e"}
+GOLDEN = {"brain": "7572095b1a908d92", "chest": "8fd276b3513c285e", "lung": "ceeea7d123f6a5df"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +125,7 @@ def test_every_class_occurs_and_the_rare_ones_are_rare(many):
     }
     assert all(share.values())
     assert max(share, key=share.__getitem__) == phantoms.CLASSES[kind][0]
-    rarest = {"chest": "pneumothorax", "brain": "high_grade"}[kind]
+    rarest = {"chest": "pneumothorax", "brain": "high_grade", "lung": "lobulation"}[kind]
     assert share[rarest] == min(share.values())
     assert kind == "brain" or share[rarest] < 0.07
 
@@ -179,9 +181,8 @@ def test_a_finding_shows_where_it_is_and_not_elsewhere(monkeypatch, name, change
 def test_a_picture_with_everything_that_can_happen_does_not_run_out_of_numbers(monkeypatch, kind):
     taken = _field.Draws.chance
     monkeypatch.setattr(_field.Draws, "chance", lambda self, p: taken(self, p) or True)
-    assert list(phantoms.KINDS[kind](0, 0, 32).labels.values()).count(1) == (
-        5 if kind == "chest" else 1
-    )
+    shown = list(phantoms.KINDS[kind](0, 0, 32).labels.values()).count(1)
+    assert shown >= {"chest": 5, "brain": 1, "lung": 2}[kind]
 
 
 def test_a_normal_film_has_dark_lungs_beside_a_bright_middle_over_a_bright_belly(monkeypatch):
@@ -245,6 +246,123 @@ def test_all_slices_of_a_patient_cut_one_tumour(slices):
         grades[sample.patient].add(sample.label)
     assert all(len(found - {"none"}) <= 1 for found in grades.values())
     assert any(len(found) == 2 for found in grades.values())
+
+
+# --- nodules of the lung ----------------------------------------------------------------------
+
+
+def nodules_with(monkeypatch, *signs, count=10, px=64):
+    """Nodules of the first addresses, with these signs instead of their own."""
+    labels = {name: int(name in signs) for name in _nodule.SIGNS}
+    labels[_nodule.SMOOTH] = int(not signs)
+    with monkeypatch.context() as patch:
+        patch.setattr(_nodule, "_signs", lambda draws: dict(labels))
+        found = [phantoms.lung(0, index, px) for index in range(count)]
+    assert all(sample.labels == labels for sample in found)
+    return found
+
+
+def greys(sample, where):
+    return sample.image[where].astype(float)
+
+
+def around(sample, near=3, far=6):
+    mask = sample.mask > 0
+    return dilated(mask, far) & ~dilated(mask, near)
+
+
+def radii(sample):
+    """Distances of the mask's border from its middle, by angle, over their mean."""
+    rows, columns = np.nonzero(sample.mask)
+    y, x = rows - rows.mean(), columns - columns.mean()
+    sector = ((np.arctan2(y, x) + np.pi) * (24 / (2 * np.pi))).astype(int) % 24
+    far = np.array([np.hypot(y, x)[sector == s].max(initial=0.5) for s in range(24)])
+    return far / far.mean()
+
+
+def test_a_nodule_is_called_by_the_first_of_its_signs_and_smooth_without_any():
+    order = ("calcification", "ground_glass", "part_solid", "spiculation", "lobulation")
+    several = 0
+    for sample in first("lung"):
+        shown = [name for name in order if sample.labels[name]]
+        assert sample.label == (shown[0] if shown else "solid_smooth")
+        assert sample.labels["solid_smooth"] == int(not shown)
+        several += len(shown) > 1
+    assert 0.02 < several / COUNT < 0.15
+
+
+def test_signs_are_as_frequent_as_in_the_real_set():
+    shares = {"solid_smooth": 0.623, "calcification": 0.128, "ground_glass": 0.095,
+              "part_solid": 0.064, "spiculation": 0.058, "lobulation": 0.033}  # fmt: skip
+    draws = [_field.Draws(1, "phantom.lung.nodule", index) for index in range(2000)]
+    found = collections.Counter(_nodule.Nodule.of(d).label for d in draws)
+    for name, share in shares.items():
+        assert abs(found[name] / 2000 - share) < 0.035, name
+
+
+def test_every_nodule_has_a_mask_in_the_middle_of_the_picture():
+    for sample in phantoms.dataset("lung", 0, 60, 32):
+        rows, columns = np.nonzero(sample.mask)
+        assert len(rows) >= 3 and abs(rows.mean() - 15.5) < 4 and abs(columns.mean() - 15.5) < 4
+
+
+def test_a_solid_nodule_is_bright_in_dark_lung(monkeypatch):
+    for sample in nodules_with(monkeypatch):
+        inside, outside = greys(sample, sample.mask > 0), greys(sample, around(sample))
+        assert inside.mean() > np.percentile(outside, 25) + 40
+
+
+def test_a_calcified_nodule_is_the_brightest(monkeypatch):
+    solid, stone = (
+        [greys(s, s.mask > 0).max() for s in nodules_with(monkeypatch, *signs)]
+        for signs in ((), ("calcification",))
+    )
+    assert np.mean(stone) > 215 > 170 > np.mean(solid)
+
+
+def test_ground_glass_is_a_haze_and_part_solid_has_a_core_in_it(monkeypatch):
+    def rise(sample, percent):
+        lung = np.percentile(greys(sample, around(sample)), 25)
+        return np.percentile(greys(sample, sample.mask > 0), percent) - lung
+
+    solid, haze, part = [
+        nodules_with(monkeypatch, *signs) for signs in ((), ("ground_glass",), ("part_solid",))
+    ]
+    middle = [np.mean([rise(s, 50) for s in group]) for group in (solid, haze, part)]
+    peak = [np.mean([rise(s, 95) for s in group]) for group in (solid, haze, part)]
+    assert 8 < middle[1] < 0.5 * middle[0] and middle[2] < 0.7 * middle[0]
+    assert peak[1] < 0.6 * peak[0] and peak[2] > 0.8 * peak[0]
+
+
+def test_spicules_run_into_the_lung_and_no_further(monkeypatch):
+    with_rays = nodules_with(monkeypatch, "spiculation")
+    monkeypatch.setattr(_nodule, "_spicules", lambda draws: ())
+    without = nodules_with(monkeypatch, "spiculation")
+    near, far = [], []
+    for rayed, bare in zip(with_rays, without, strict=True):
+        assert np.array_equal(rayed.mask, bare.mask)
+        gain = np.maximum(rayed.image.astype(float) - bare.image, 0)
+        near.append(np.percentile(gain[around(bare, 1, 4)], 90))
+        far.append(gain[~dilated(bare.mask > 0, 24)].mean())
+    assert np.mean(near) > 25 and np.mean(far) == 0
+
+
+def test_lobes_leave_notches_in_the_border(monkeypatch):
+    plain, lobed = (
+        np.mean([radii(s).std() for s in nodules_with(monkeypatch, *signs, px=128)])
+        for signs in ((), ("lobulation",))
+    )
+    assert lobed > 1.5 * plain
+
+
+def test_nodules_of_a_patient_come_from_one_scanner():
+    """The window that keeps lungs grey belongs to the patient."""
+    dark = collections.defaultdict(set)
+    for sample in phantoms.dataset("lung", 4, 90, 32):
+        lung = np.percentile(greys(sample, around(sample, 2, 4)), 20)
+        dark[sample.patient].add(bool(lung < 60))
+    assert all(len(found) == 1 for found in dark.values())
+    assert {True, False} == set().union(*dark.values())
 
 
 @pytest.mark.parametrize("size_px", [-1, 0, 7, 2049])

@@ -1,4 +1,4 @@
-"""Made-up images with known truth: chest films with findings, brain slices with a tumour.
+"""Made-up images with known truth: chest films, brain slices with a tumour, nodules of the lung.
 
 They are the embedded default data. Each image is an address (seed, index): its bytes, labels,
 patient and split are functions of that alone, whatever else is drawn; at another size it is the
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from medray import rng
-from medray.phantoms import _brain, _chest
+from medray.phantoms import _brain, _chest, _lung, _nodule
 from medray.phantoms._field import Canvas, with_grain
 from medray.records import Sample
 
@@ -22,10 +22,14 @@ _BLOCK_IMAGES, _BLOCK_PATIENTS = 12, 5
 _TRAIN, _VAL = 0.70, 0.15
 
 # The width of the picture on the patient.
-_CHEST_MM, _BRAIN_MM = 400.0, 230.0
+_CHEST_MM, _BRAIN_MM, _LUNG_MM = 400.0, 230.0, 90.0
 
 NORMAL = "normal"
-CLASSES = {"chest": (NORMAL, *_chest.FINDINGS), "brain": _brain.GRADES}
+CLASSES = {
+    "chest": (NORMAL, *_chest.FINDINGS),
+    "brain": _brain.GRADES,
+    "lung": (_nodule.SMOOTH, *_nodule.SIGNS),
+}
 
 
 def chest(seed: int, index: int, size_px: int) -> Sample:
@@ -72,7 +76,35 @@ def brain(seed: int, index: int, size_px: int) -> Sample:
     )
 
 
-KINDS: dict[str, Callable[[int, int, int], Sample]] = {"chest": chest, "brain": brain}
+def lung(seed: int, index: int, size_px: int) -> Sample:
+    """A square of a chest CT slice around a nodule, uint8, with the nodule's mask (0, 255).
+
+    `labels` holds 0 or 1 for each of six signs, `label` the first that applies: calcification,
+    ground_glass, part_solid, spiculation, lobulation, else solid_smooth. Nodules are larger than
+    most real ones, so that their signs are seen at 32 px. ValueError as in `chest`.
+    """
+    canvas = Canvas.of(size_px)
+    patient = patient_of("lung", seed, index)
+    field, covered, nodule, grain = _lung.draw(seed, patient, index, canvas)
+    split = split_of("lung", seed, patient)
+    return Sample(
+        key=f"{split}-{index:08d}",
+        image=with_grain(field, seed, "phantom.lung.grain", index, grain),
+        label=nodule.label,
+        labels=nodule.labels,
+        patient=f"lung-{seed}-{patient}",
+        split=split,
+        mask=np.where(covered >= 0.5, np.uint8(255), np.uint8(0)),
+        spacing_mm=(_LUNG_MM / size_px, _LUNG_MM / size_px),
+        burned_in=False,
+    )
+
+
+KINDS: dict[str, Callable[[int, int, int], Sample]] = {
+    "chest": chest,
+    "brain": brain,
+    "lung": lung,
+}
 
 
 def dataset(kind: str, seed: int, count: int, size_px: int) -> Iterator[Sample]:
