@@ -4,22 +4,19 @@ Each set's manifold is the union of balls around its rows that reach to the k-th
 Precision and recall as Kynkaanniemi et al. (NeurIPS 2019), density and coverage as Naeem et al.
 (ICML 2020): a row is in a ball if it is nearer than the radius.
 
-Shape letters: N real rows, M fake rows, D features, P pairs, B rows of a block.
+Shape letters: N real rows, M fake rows, D features, P pairs, B x C of a tile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medray.metrics._checks import check_features
 from medray.metrics._products import as_float32, blocks, product
-
-if TYPE_CHECKING:
-    import torch
 
 Features = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -45,8 +42,9 @@ class Rows:
 def prdc(real_ND: Features, fake_MD: Features, k: int = 5) -> dict[str, float]:
     """Precision, recall, density and coverage by k nearest neighbours; density may exceed 1.
 
-    Exact in bounded memory. ValueError for anything but finite (N, D) and (M, D) with more than k
-    rows each.
+    In bounded memory beside the sets; every comparison as float64 has it, the k-th neighbour as
+    `kernels.nearest` finds it, which is to float32. Many duplicates take long. ValueError for
+    anything but finite (N, D) and (M, D) with more than k rows each.
     """
     return prdc_rows(real_ND, fake_MD, k).scores()
 
@@ -58,13 +56,14 @@ def prdc_rows(real_ND: Features, fake_MD: Features, k: int = 5) -> Rows:
     check_features(real_ND, fake_MD, least=k + 1)
     pairs = _Pairs(real_ND, fake_MD, _radii(real_ND, k), _radii(fake_MD, k))
     balls_M = np.zeros(len(fake_MD), np.int64)
-    recalled, covered = [], []
-    for first, last in blocks(len(real_ND)):
-        in_real_BM, in_fake_BM = pairs.inside(first, last)
-        balls_M += in_real_BM.sum(axis=0)
-        covered.append(in_real_BM.any(axis=1))
-        recalled.append(in_fake_BM.any(axis=1))
-    return Rows(balls_M > 0, np.concatenate(recalled), balls_M / k, np.concatenate(covered))
+    recalled_N, covered_N = np.zeros(len(real_ND), bool), np.zeros(len(real_ND), bool)
+    for rows in map(slice, *zip(*blocks(len(real_ND)), strict=True)):
+        for columns in map(slice, *zip(*blocks(len(fake_MD), 4), strict=True)):
+            in_real, in_fake = pairs.inside(rows, columns)
+            balls_M[columns] += in_real.sum(axis=0)
+            covered_N[rows] |= in_real.any(axis=1)
+            recalled_N[rows] |= in_fake.any(axis=1)
+    return Rows(balls_M > 0, recalled_N, balls_M / k, covered_N)
 
 
 def _radii(rows_ND: Features, k: int) -> Floats:
@@ -106,37 +105,26 @@ class _Pairs:
         # What float32 can be off: D products and a few steps, each half a unit of the last place.
         self.share = (real_ND.shape[1] + 16) * 2.0**-24
 
-    def inside(self, first: int, last: int) -> tuple[Truth, Truth]:
-        """Of real rows first to last: which fakes lie in their balls, in whose balls they lie."""
+    def inside(self, rows: slice, columns: slice) -> tuple[Truth, Truth]:
+        """Of a tile: which fakes lie in the real rows' balls, and these in the fakes'."""
         import torch
 
-        real_B1 = self.real_squares_N[first:last, None].float()
-        fake_M = self.fake_squares_M.float()
-        twice_BM = product(self.real[first:last], self.fake).mul_(2)
-        sums_BM = real_B1 + fake_M
-        slack_BM = sums_BM * self.share
-        squares_BM = sums_BM.sub_(twice_BM)
+        sums_BC = self.real_squares_N[rows, None].float() + self.fake_squares_M[columns].float()
+        slack_BC = sums_BC * self.share
+        squares_BC = sums_BC.sub_(product(self.real[rows], self.fake[columns]), alpha=2)
         found = []
-        for radii in (
-            torch.from_numpy(self.real_radii_N[first:last, None]),
-            torch.from_numpy(self.fake_radii_M),
-        ):
-            beyond_BM = squares_BM - radii.float()
-            inside_BM = (beyond_BM < 0).numpy()
-            near_B, near_M = torch.nonzero(beyond_BM.abs_() <= slack_BM, as_tuple=True)
-            self._again(inside_BM, first, near_B.numpy(), near_M.numpy(), radii)
-            found.append(inside_BM)
+        for radii in (self.real_radii_N[rows, None], self.fake_radii_M[None, columns]):
+            beyond_BC = squares_BC - torch.from_numpy(radii).float()
+            inside_BC = (beyond_BC < 0).numpy()
+            near = torch.nonzero(beyond_BC.abs_() <= slack_BC, as_tuple=True)
+            near_B, near_C = (places.numpy() for places in near)
+            inside_BC[near_B, near_C] = (
+                self.exact(rows.start + near_B, columns.start + near_C)
+                < np.broadcast_to(radii, inside_BC.shape)[near_B, near_C]
+            )
+            found.append(inside_BC)
         return found[0], found[1]
 
-    def _again(
-        self,
-        inside_BM: Truth,
-        first: int,
-        near_B: NDArray[np.int64],
-        near_M: NDArray[np.int64],
-        radii: torch.Tensor,
-    ) -> None:
-        """Decides the pairs that float32 leaves open, in float64."""
-        squares_P = _squares(self.real_ND, self.fake_MD, first + near_B, near_M)
-        limits = np.broadcast_to(radii.numpy(), inside_BM.shape)
-        inside_BM[near_B, near_M] = squares_P < limits[near_B, near_M]
+    def exact(self, real_P: NDArray[np.int64], fake_P: NDArray[np.int64]) -> Floats:
+        """Squared distances of pairs that float32 leaves open, in float64."""
+        return _squares(self.real_ND, self.fake_MD, real_P, fake_P)
