@@ -55,7 +55,7 @@ LATENTS_FLAGS ?=
 
 CONFIGS = jobs/configs
 TRAIN = --backend local --threads-per-worker 1 --resume
-CHEST_CLASSES = bacteria,normal,virus
+CHEST_CLASSES = normal,bacteria,virus
 BRAIN_CLASSES = no_tumor,tumor
 
 models: setup

@@ -41,25 +41,25 @@ class LatentsJob(OutJob):
         description="set of real shards, to compare coverage and the judge's accuracy with",
         json_schema_extra={"metavar": "URL"},
     )
-    real_split: str = Field("test", description="split of --real to compare with")
-    per_class: int = Field(256, ge=16, description="accepted latents wanted for each target")
+    real_split: str = Field("val", description="split of --real to compare with")
+    per_class: int = Field(512, ge=16, description="accepted latents wanted for each target")
     threshold: float = Field(
-        0.8, gt=0, lt=1, description="least probability of an accepted latent's label"
+        0.9, gt=0, lt=1, description="least probability of an accepted latent's label"
     )
-    steps: int = Field(60, ge=1, description="steps after which a latent is given up")
+    steps: int = Field(100, ge=1, description="steps after which a latent is given up")
     lr: float = Field(0.05, gt=0, description="step size of Adam on the latents")
     shell: float = Field(1.0, ge=0, description="weight of the Gaussian shell")
     anchor: float = Field(1.0, ge=0, description="weight of staying near the start")
     spread: float = Field(
-        0.85, gt=0, le=2, description="scales the fitted deviations: below 1 surer, less diverse"
+        1.0, gt=0, le=2, description="scales the fitted deviations: below 1 surer, less diverse"
     )
     slots: int = Field(32, ge=1, description="latents that are moved at once")
-    restarts: int = Field(64, ge=8, description="latents that a chunk starts with")
+    restarts: int = Field(128, ge=8, description="latents that a chunk starts with")
     most_starts: float = Field(
         8.0, ge=1, description="starts for each wanted latent before a target is given up"
     )
-    check_images: int = Field(400, ge=0, description="fresh draws judged for each target")
-    plain_images: int = Field(1200, ge=100, description="plain images they are compared with")
+    check_images: int = Field(500, ge=0, description="fresh draws judged for each target")
+    plain_images: int = Field(2000, ge=100, description="plain images they are compared with")
     min_accepted: int = Field(
         0, ge=0, description="exit code 5 if a target has fewer accepted latents (0: never)"
     )
