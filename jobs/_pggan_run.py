@@ -53,6 +53,7 @@ def train(config: PgganJob) -> None:
         if run.complete:
             log.event("complete", f"{url} is complete: nothing to do\n{_places(run.store)}")
             return
+        tell_absent(config)
         summary = launch(
             worker,
             _task(config, run),
@@ -112,7 +113,9 @@ def describe(config: PgganJob) -> None:
     """Says what the run would take; starts and writes nothing."""
     from jobs import _pggan_estimate
 
-    _pggan_estimate.describe(resolved(config) if config.run_dir else _choose(config))
+    config = resolved(config) if config.run_dir else _choose(config)
+    tell_absent(config)
+    _pggan_estimate.describe(config)
 
 
 def _choose(config: PgganJob) -> PgganJob:
@@ -149,14 +152,18 @@ def classified(config: PgganJob) -> PgganJob:
     from medray.train import conditioning
 
     conditioning.check(config, ", ".join(config.data))
-    absent = [name for name, count in counts.items() if not count]
+    return config
+
+
+def tell_absent(config: PgganJob) -> None:
+    """Warns of classes that the set declares and the split has no image of."""
+    absent = [name for name in config.classes if name not in config.class_names]
     if absent:
         log.warn(
             "classes_absent",
             f"split {config.split} has no image of {', '.join(absent)}: not learnt",
             classes=absent,
         )
-    return config
 
 
 def _phantom_classes(config: PgganJob) -> dict[str, int]:
