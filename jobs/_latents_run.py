@@ -19,6 +19,7 @@ from medray import log
 from medray.dist.pool import run_on_actors
 from medray.errors import GateError, UsageError
 from medray.models.weights import load_classifier, load_generator
+from medray.sample.conditional import refuse_conditional
 from medray.sample.images import Renderer
 from medray.sample.latents import LatentModel, Target
 from medray.sample.latents_check import Bench, Judge
@@ -95,6 +96,11 @@ def gate(config: LatentsJob, figures: dict[str, Any]) -> None:
 def load_pair(generator: str, classifier: str) -> tuple[Pair, dict[str, Any], str]:
     """Generator and classifier on this worker's device; about the one, digest of the other."""
     made, about = load_generator(generator)
+    refuse_conditional(
+        about,
+        f"--generator {generator}",
+        f"there is nothing to search for: medray archive --latents {generator}/latents draws them",
+    )
     seen, seen_about = load_classifier(classifier)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = Pair(

@@ -10,6 +10,7 @@ from medray.errors import UsageError
 from medray.evaluate.memorisation import Gate
 from medray.models.classifier import Classifier
 from medray.models.weights import load_classifier, load_generator
+from medray.sample.conditional import refuse_conditional
 from medray.sample.images import Renderer
 from medray.sample.latents import LatentModel
 
@@ -36,6 +37,9 @@ def load_parts(places: Places, *, batch: int, dtype: str, device: str) -> Parts:
     """Loads what is at `places`; UsageError where the parts do not belong together."""
     generator, about = load_generator(places.generator)
     renderer = Renderer(generator, about, batch=batch, dtype=dtype, device=device)
+    if places.latents is None:
+        hint = f"give --latents {places.generator}/latents, which its training left"
+        refuse_conditional(about, f"--generator {places.generator}", hint)
     latents = None if places.latents is None else LatentModel.load(places.latents)
     classifier, sha256 = None, None
     if places.classifier is not None:

@@ -9,10 +9,12 @@ Shape letters: D numbers that the generator takes (latent dimensions and classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from medray.errors import UsageError
 from medray.sample.latents import Gaussian, LatentModel, Target
 
 
@@ -30,3 +32,15 @@ def of_classes(classes: Sequence[str], latent_dims: int, generator_sha256: str) 
     wanted = [{other: int(other == name) for other in classes} for name in classes]
     targets = tuple(Target(name, want) for name, want in zip(classes, wanted, strict=True))
     return LatentModel(targets, tuple(gaussians), generator_sha256, classifier_sha256="")
+
+
+def refuse_conditional(about: Mapping[str, Any], where: str, hint: str) -> None:
+    """UsageError where `about`, a generator's configuration, has classes.
+
+    Plain normal latents would stand where it expects a class.
+    """
+    if about.get("classes"):
+        raise UsageError(
+            f"{where} is conditional: its latents name one of {', '.join(about['classes'])}",
+            hint=hint,
+        )
