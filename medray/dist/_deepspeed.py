@@ -187,6 +187,9 @@ class DeepSpeedEngine:
             loss = TouchAll.apply(loss, *self._named.values())  # type: ignore[no-untyped-call]
         self._engine.backward(loss)
 
+    def send(self) -> None:
+        """Nothing: DeepSpeed sends gradients as they come."""
+
     def step(self) -> None:
         """Takes one Adam step (collective)."""
         self._first_bad.record(self._norms)

@@ -68,12 +68,25 @@ class Context:
 
     def all_reduce_mean_(self, flat: torch.Tensor) -> torch.Tensor:
         """Replaces `flat` on every rank by its mean over the ranks (collective)."""
-        if self.world > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(flat)
-            flat /= self.world
+        self.start_mean_(flat)()
         return flat
+
+    def start_mean_(self, flat: torch.Tensor) -> Callable[[], None]:
+        """Sends `flat` off; the function returned ends its replacement by the mean (collective).
+
+        Until then `flat` must be left alone, and other work may go on.
+        """
+        if self.world == 1:
+            return _nothing
+        import torch.distributed as dist
+
+        work = dist.all_reduce(flat, async_op=True)
+
+        def end() -> None:
+            work.wait()
+            flat.div_(self.world)
+
+        return end
 
     def broadcast_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces `tensors` on every rank by rank 0's, one message per dtype (collective)."""
@@ -164,6 +177,10 @@ class Context:
         """Leaves the process group and gives the signal handler back."""
         while self._on_close:
             self._on_close.pop()()
+
+
+def _nothing() -> None:
+    """The end of what was done at once."""
 
 
 def threads_for(workers: int) -> int:

@@ -1,14 +1,14 @@
-"""Gradients averaged over the ranks, then Adam: the same four calls for plain torch and DeepSpeed.
+"""Gradients averaged over the ranks, then Adam: the same five calls for plain torch and DeepSpeed.
 
-zero_grad, backward, step, and now and then nonfinite. The torch engine keeps all gradients of a
-network in one flat buffer, so that a step is one all-reduce; a parameter that got no gradient
+zero_grad, backward, send, step, and now and then nonfinite. The torch engine keeps all gradients of
+a network in one flat buffer, so that a step is one all-reduce; a parameter that got no gradient
 counts as zero on every rank. Optimiser state is gathered into one form ("exp_avg.<name>",
 "exp_avg_sq.<name>", "step"), so the engine and the number of ranks may change on resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -29,6 +29,12 @@ class Engine(Protocol):
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss`; once per step."""
+
+    def send(self) -> None:
+        """Begins to mean the gradients over the ranks, while other networks work (collective).
+
+        It may be left out: `step` does what was not begun.
+        """
 
     def step(self) -> None:
         """Means the gradients over the ranks and takes one Adam step (collective)."""
@@ -139,6 +145,7 @@ class TorchEngine:
         self._parameters = [parameter for _, parameter in parameters]
         self._flat, self._views = _flat_views(self._parameters)
         self._first_bad = FirstBad(self._names, self._flat.device)
+        self._end_mean: Callable[[], None] | None = None
         self._adam = torch.optim.Adam(self._parameters, lr=lr, betas=betas, eps=eps, fused=True)
         self.zero_grad()
 
@@ -152,10 +159,18 @@ class TorchEngine:
         """Adds the gradients of `loss` into the flat buffer."""
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def send(self) -> None:
+        """Sends the flat buffer off to be meaned over the ranks (collective)."""
+        self._collect()
+        self._end_mean = self._context.start_mean_(self._flat)
+
     def step(self) -> None:
         """Means the flat buffer over the ranks and takes one Adam step (collective)."""
-        self._collect()
-        self._context.all_reduce_mean_(self._flat)
+        if self._end_mean is None:
+            self.send()
+        assert self._end_mean is not None, "what was sent is under way"
+        self._end_mean()
+        self._end_mean = None
         inf = float("inf")
         self._first_bad.record([torch.linalg.vector_norm(view, inf) for view in self._views])
         self._adam.step()

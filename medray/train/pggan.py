@@ -10,7 +10,7 @@ how often the run was resumed or on how many ranks share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -47,7 +47,7 @@ class StepInputs:
     """What one step's phases take, on the device; `r1_weight` is 0 where R1 is not due.
 
     Real images are as D sees them, faded and augmented. Classes and draws are None where they are
-    off.
+    off, `fake_g_NCHW` until it is made.
     """
 
     real_NCHW: Tensor
@@ -61,6 +61,7 @@ class StepInputs:
     classes_g_N: Tensor | None = None
     draws_d_NA: Tensor | None = None
     draws_g_NA: Tensor | None = None
+    fake_g_NCHW: Tensor | None = None
 
 
 class Pggan:
@@ -92,7 +93,7 @@ class Pggan:
         self.engine_g = self._engine(self.generator, self.config.zero_stage)
         self._phases = [
             phases.Phase("D", self.engine_d, (), self._loss_d),
-            phases.Phase("G", self.engine_g, (self.discriminator,), self._loss_g),
+            phases.Phase("G", self.engine_g, (self.discriminator,), self._loss_g, self._ahead_g),
         ]
 
     def _leave(self) -> None:
@@ -181,7 +182,8 @@ class Pggan:
             loss = losses.wasserstein_d(real_N, fake_N, self.config.drift)
         scalars = {"loss_d": loss, "score_real": real_N.mean(), "score_fake": fake_N.mean()}
         loss = self._with_classes(loss, scalars, "class_real", on_real, inputs.classes_real_N)
-        return self._with_classes(loss, scalars, "class_fake", on_fake, inputs.classes_d_N), scalars
+        made_N = inputs.classes_d_N if self.config.class_on_fakes else None
+        return self._with_classes(loss, scalars, "class_fake", on_fake, made_N), scalars
 
     def _with_classes(
         self,
@@ -211,9 +213,18 @@ class Pggan:
             return inputs.r1_weight * losses.r1_penalty(score, inputs.real_NCHW)
         return None
 
-    def _loss_g(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def _ahead_g(self, inputs: StepInputs) -> StepInputs:
+        """G's images, which D's step does not change."""
+        return replace(inputs, fake_g_NCHW=self._fake_g(inputs))
+
+    def _fake_g(self, inputs: StepInputs) -> Tensor:
         fake_NCHW = self._generate(self.generator, inputs.z_g_NL, inputs.growth)
-        fake_NCHW = self._augmented(fake_NCHW, inputs.draws_g_NA)
+        return self._augmented(fake_NCHW, inputs.draws_g_NA)
+
+    def _loss_g(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        fake_NCHW = inputs.fake_g_NCHW
+        if fake_NCHW is None:
+            fake_NCHW = self._fake_g(inputs)
         logits = self._logits(fake_NCHW, inputs.growth)
         r1 = self.config.loss == "r1"
         loss = losses.logistic_g(logits[:, 0]) if r1 else losses.wasserstein_g(logits[:, 0])

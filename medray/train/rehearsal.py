@@ -147,6 +147,10 @@ class Rehearsal(Pggan):
         self.trace.phase = "D with its penalty" if penalised else "D"
         return super()._loss_d(inputs)
 
+    def _ahead_g(self, inputs: StepInputs) -> StepInputs:
+        self.trace.phase = "G"
+        return super()._ahead_g(inputs)
+
     def _loss_g(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
         self.trace.phase = "G"
         return super()._loss_g(inputs)
