@@ -23,7 +23,9 @@ R1_REFERENCE_PX = 64
 PAPER_LR_BY_PX = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
 AUGMENTATIONS = ("tone", "translation", "cutout")
 # Left out of a stored configuration where they are off: a run from before them can be resumed.
-OPTIONS = frozenset("conditional classes class_counts class_weight fake_labels diffaugment".split())
+OPTIONS = frozenset(
+    "conditional classes class_counts class_weight class_on_fakes fake_labels diffaugment".split()
+)
 
 
 class PgganConfig(Frozen):
@@ -71,6 +73,9 @@ class PgganConfig(Frozen):
         (), description="labelled images of each class (none: counted in the set)"
     )
     class_weight: float = Field(1.0, ge=0, description="weight of the class term in both losses")
+    class_on_fakes: bool = Field(
+        True, description="D's class term on made images too, as published; off: on real ones alone"
+    )
     fake_labels: Literal["natural", "balanced"] = Field(
         "natural", description="classes of the images made in training: as in the set, or equally"
     )

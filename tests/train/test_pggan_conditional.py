@@ -132,6 +132,15 @@ def test_the_class_term_is_the_cross_entropy_of_those_that_have_a_class() -> Non
     torch.testing.assert_close(loss, total)
 
 
+def test_d_may_learn_classes_from_real_images_alone() -> None:
+    gan = Pggan(_config(start_px=16, class_on_fakes=False), local())
+    inputs = gan._inputs(_batch(8, labels=(-1,)), 8, gan.config.growth_at(8))
+    loss, scalars = gan._loss_d(inputs)
+    assert "class_fake" not in scalars and "class_g" in gan._loss_g(inputs)[1]
+    loss.backward()
+    assert not gan.discriminator.out.weight.grad[1:].any(), "no real image has a class here"
+
+
 def test_the_class_term_alone_moves_the_logits_of_d_and_the_class_columns_of_g() -> None:
     gan = Pggan(_config(start_px=16, class_weight=0.0), local())
     inputs = gan._inputs(_batch(8), 8, gan.config.growth_at(8))
