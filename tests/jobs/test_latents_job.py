@@ -265,7 +265,7 @@ def test_real_images_give_the_judges_accuracy_and_their_coverage(runs, tmp_path)
     from dataclasses import replace
 
     names = {"clear": "a", "opacity": "b", "rare": "c", None: None}
-    real = [replace(s, label=names[s.label]) for s in samples(210, "test")]
+    real = [replace(s, label=names[s.label]) for s in samples(210, "val")]
     write_set(f"{tmp_path}/real", real, name="real", classes=toys.CLASSES, size_px=16)
     assert run(runs, tmp_path / "out", "--real", f"{tmp_path}/real") == 0
     found = summary(tmp_path / "out")["real"]
@@ -273,7 +273,7 @@ def test_real_images_give_the_judges_accuracy_and_their_coverage(runs, tmp_path)
     assert found["targets"]["a"]["judge_recall"]["n"] == sum(s.label == "a" for s in real)
     assert found["balanced"]["n"] == 120
     assert main(arguments(runs, tmp_path / "o", "--real", f"{tmp_path}/real")) == 0
-    assert run(runs, tmp_path / "p", "--real", f"{tmp_path}/real", "--real-split", "val") == 2
+    assert run(runs, tmp_path / "p", "--real", f"{tmp_path}/real", "--real-split", "test") == 2
 
 
 # --- workers and kills ------------------------------------------------------------------------
