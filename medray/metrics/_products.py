@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 1024
 
 
 def quick(rows_ND: torch.Tensor) -> torch.Tensor:
