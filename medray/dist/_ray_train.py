@@ -27,7 +27,8 @@ from medray.errors import MedrayError, ResourceError, Stopped
 
 PREEMPTED = "preemption notice"
 BOARD_POLL_S = 1.0
-GROUP_SHUTDOWN_S = 5.0
+# A rank that hangs does not leave: its replacement waits this long for it, and 5 s more for Ray.
+GROUP_SHUTDOWN_S = 2.0
 FATAL_WAIT_S = 3.0
 
 

@@ -247,7 +247,23 @@ def _record(folder: str) -> None:
     _pggan_run.worker = recording.worker
 
 
+def _hang_in_save(images: str) -> None:
+    """A writer, the run's first, that stops for good half-way through saving a checkpoint."""
+    from medray.checkpoints import Checkpoints
+
+    is_there = Checkpoints._is_there
+
+    def hanging(self: Any, saved: int, files: Any) -> bool:
+        found = is_there(self, saved, files)
+        if saved == int(images) and self.lease._writer == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return found
+
+    Checkpoints._is_there = hanging  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[..., None]] = {
+    "hang_in_save": _hang_in_save,
     "forget_position": _forget_position,
     "forget_adam": _forget_adam,
     "keep_rows": _keep_rows,
@@ -256,14 +272,19 @@ PATCHES: dict[str, Callable[..., None]] = {
 }
 
 
+def apply(patches: str) -> None:
+    """Applies `NAME` or `NAME=ARGUMENT`, several joined by commas, to this process."""
+    for patch in filter(None, patches.split(",")):
+        name, _, argument = patch.partition("=")
+        PATCHES[name](*filter(None, [argument]))
+
+
 def _child(task: dict[str, Any]) -> int:
     os.setsid()
     output = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    for patch in filter(None, task["patch"].split(",")):
-        name, _, argument = patch.partition("=")
-        PATCHES[name](*filter(None, [argument]))
+    apply(task["patch"])
     if task["fault"]:
         prefix, at, action = task["fault"]
         preload_arm(prefix, at, preload.ACTIONS[action])

@@ -93,6 +93,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1500)
 def test_fifty_random_kills_change_nothing(nursery: Nursery, clean: Clean, tmp_path: Path) -> None:
     met = sum(
         _killed_at_random(nursery, clean, tmp_path / f"{seed}", seed) for seed in range(100, 132)
@@ -175,6 +176,7 @@ def test_a_run_killed_during_a_save_ends_with_the_same_bytes(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1500)
 def test_a_run_killed_at_any_operation_of_a_save_ends_with_the_same_bytes(
     nursery: Nursery, clean: Clean, saving: int, tmp_path: Path
 ) -> None:
