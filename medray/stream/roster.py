@@ -5,7 +5,7 @@ Shape letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,18 @@ Kept = list[list[Positions]]
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One sample: its place (source, shard, sample in it) and what its record says of it."""
+    """One sample: its place (source, shard, sample in it) and what its record says of it.
+
+    `synthetic` where the record says which address it was made from.
+    """
 
     place: tuple[int, int, int]
     key: str
     label: str | None
     labels: dict[str, int | None]
     patient: str | None
+    source_sha256: str | None = None
+    synthetic: bool = False
 
 
 class Roster:
@@ -44,6 +49,7 @@ class Roster:
         cache = ShardCache(cache_dir, CACHE_BYTES)
         self._sets = [OpenSet(source, split, cache) for source in sources]
         self.name = ", ".join(opened.name for opened in self._sets)
+        self.set_names = tuple(opened.index.name for opened in self._sets)
         self.split = split
         self.channels, self.size_px, self.bits = agreed(self._sets, None)
         self.classes = united([opened.index.classes for opened in self._sets])
@@ -61,11 +67,20 @@ class Roster:
                         label=row["label"],
                         labels=record.get("labels") or {},
                         patient=record.get("patient"),
+                        source_sha256=record.get("source_sha256"),
+                        synthetic=record.get("provenance") is not None,
                     )
 
     def where(self, wanted: Callable[[Fact], bool]) -> list[Fact]:
         """The samples that `wanted` holds for, in order."""
         return [fact for fact in self.facts if wanted(fact)]
+
+    def by_source(self, facts: Iterable[Fact]) -> list[tuple[str, list[Fact]]]:
+        """(the set's name, those of `facts` that are in it) of each source, in order."""
+        found: list[list[Fact]] = [[] for _ in self._sets]
+        for fact in facts:
+            found[fact.place[0]].append(fact)
+        return list(zip(self.set_names, found, strict=True))
 
     def kept(self, facts: Sequence[Fact]) -> Kept:
         """The places of `facts` as `Stream` takes them: sample numbers by source and shard."""
