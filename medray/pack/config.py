@@ -32,6 +32,11 @@ class PackConfig(Frozen):
     )
     mask_column: str = Field("mask", description="... of mask files")
     patient_column: str = Field("patient", description="... of patients")
+    box_columns: tuple[str, ...] = Field(
+        (),
+        description="... of a box (left, top, right, bottom in the file's px), filled in as the "
+        "mask where the row names no mask file",
+    )
     keep_columns: tuple[str, ...] = Field(
         (), description="more columns to keep as they are; they are not de-identified"
     )
@@ -80,6 +85,13 @@ class PackConfig(Frozen):
         if channels not in (1, 3):
             raise ValueError("1 or 3 channels are possible")
         return channels
+
+    @field_validator("box_columns")
+    @classmethod
+    def _four_or_none(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if columns and len(set(columns)) != 4:
+            raise ValueError(f"four columns make a box, got {', '.join(columns)}")
+        return columns
 
     @field_validator("window")
     @classmethod

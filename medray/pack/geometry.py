@@ -15,6 +15,7 @@ from medray.errors import DataError
 from medray.images import to_bits
 
 Array = npt.NDArray[Any]
+Box = tuple[float, float, float, float]
 
 
 def fitted_px(height: int, width: int, size_px: int) -> tuple[int, int]:
@@ -77,6 +78,22 @@ def as_mask(mask: Array, image_shape: tuple[int, ...], size_px: int) -> Array:
             "its mask has more than two values; 0 and one other are wanted", code="MR-D209"
         )
     return fit_mask((mask != 0).astype(np.uint8) * np.uint8(255), size_px)
+
+
+def box_mask(box_px: Box, image_shape: tuple[int, ...], size_px: int) -> Array:
+    """A box (left, top, right, bottom) in px of the image, filled in and scaled like the image.
+
+    DataError MR-D213 for a box that has no pixel of the image.
+    """
+    height, width = image_shape[:2]
+    left, top, right, bottom = (round(edge) for edge in box_px)
+    mask = np.zeros((height, width), np.uint8)
+    mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = 255
+    if not mask.any():
+        raise DataError(
+            f"its box {box_px} has no pixel of the image, {height}x{width} px", code="MR-D213"
+        )
+    return fit_mask(mask, size_px)
 
 
 def scaled_spacing_mm(

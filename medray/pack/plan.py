@@ -19,7 +19,8 @@ from medray.pack.sources import Entry, Files, Listing, Rejected, label_counts
 from medray.pack.split import drawn_splits, patients_in_two_splits
 from medray.records import SPLITS
 
-_ENTRY = tuple(field.name for field in fields(Entry))
+# A box counts where there is one: sets packed before there were any keep their plans.
+_ENTRY = tuple(field.name for field in fields(Entry) if field.name != "box")
 # Counts up when the same files would give other bytes.
 VERSION = 1
 
@@ -131,18 +132,24 @@ def _facts(
     """What decides the bytes, without anything that could name a file or a patient."""
     stamps = files.stamps([entry.file for entry in entries])
     lines = [
-        json.dumps([getattr(entry, name) for name in _ENTRY] + [stamp])
+        json.dumps(
+            [getattr(entry, name) for name in _ENTRY] + [entry.box] * bool(entry.box) + [stamp]
+        )
         for entry, stamp in zip(entries, stamps, strict=True)
     ]
     return {
         "version": VERSION,
-        **identity(config, leave_out=NOT_IN_PLAN),
+        **identity(config, leave_out=NOT_IN_PLAN | _not_asked_for(config)),
         "bits": rules.bits,
         "seed": seed,
         "classes": list(rules.classes),
         "files": len(entries),
         "files_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
+
+
+def _not_asked_for(config: PackConfig) -> frozenset[str]:
+    return frozenset() if config.box_columns else frozenset({"box_columns"})
 
 
 def raise_all(findings: Sequence[DataError]) -> None:

@@ -20,11 +20,13 @@ from medray.errors import DataError, UsageError
 from medray.images import EXTENSIONS, format_of
 from medray.pack.config import PackConfig
 from medray.pack.deidentify import Keyed
+from medray.pack.geometry import Box
 from medray.records import SPLITS
 from medray.store import Store
 
 TABLE = "labels.csv"
 MOST_CLASSES = 100
+MOST_PX = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Entry:
     split: str | None = None
     patient: str | None = None
     mask: str | None = None
+    box: Box | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
 
@@ -219,7 +222,8 @@ def _check_columns(config: PackConfig, columns: list[str], name: str) -> None:
         for flag, column in wanted
         if flag == "file_column" or column != PackConfig.model_fields[flag].default
     ]
-    on_purpose += [("keep_columns", column) for column in config.keep_columns]
+    for flag in ("keep_columns", "box_columns"):
+        on_purpose += [(flag, column) for column in getattr(config, flag)]
     missing = [(flag, column) for flag, column in on_purpose if column not in columns]
     if not missing:
         return
@@ -250,6 +254,11 @@ def _add_row(
     if not file:
         listing.findings.append(DataError("the row names no file", code="MR-D202", where=where))
         return
+    try:
+        box = _box([cell[name] for name in config.box_columns])
+    except ValueError as error:
+        listing.findings.append(DataError(str(error), code="MR-D213", where=where))
+        return
     labels = tuple(
         dict.fromkeys(
             filter(None, (p.strip() for p in cell.get(config.label_column, "").split("|")))
@@ -263,9 +272,23 @@ def _add_row(
             split=cell.get(config.split_column) or None,
             patient=keyed.patient(cell.get(config.patient_column, "")),
             mask=cell.get(config.mask_column) or None,
+            box=box,
             extra={name: cell[name] for name in config.keep_columns},
         )
     )
+
+
+def _box(cells: Sequence[str]) -> Box | None:
+    """Four cells as a box, None where all are empty; ValueError where they make none."""
+    if not any(cells):
+        return None
+    try:
+        left, top, right, bottom = (float(cell) for cell in cells)
+    except ValueError:
+        raise ValueError(f"a box is four numbers or four empty cells, got {list(cells)}") from None
+    if not (abs(left) < right < MOST_PX and abs(top) < bottom < MOST_PX):
+        raise ValueError(f"a box is left < right, top < bottom in px, got {list(cells)}")
+    return left, top, right, bottom
 
 
 def _check_rows(config: PackConfig, listing: Listing) -> None:

@@ -15,7 +15,7 @@ from medray.errors import DataError
 from medray.images import Decoded
 from medray.images.child import shared
 from medray.pack.deidentify import file_digest
-from medray.pack.geometry import as_mask, as_set, scaled_spacing_mm
+from medray.pack.geometry import as_mask, as_set, box_mask, scaled_spacing_mm
 from medray.pack.plan import Rules, ShardPlan
 from medray.pack.sources import Entry, Files
 from medray.records import Sample, Shard
@@ -176,6 +176,8 @@ def _sample(
     mask = None
     if entry.mask:
         mask = as_mask(_mask_pixels(masks[entry.mask]), shape, rules.size_px)
+    elif entry.box:
+        mask = box_mask(entry.box, shape, rules.size_px)
     label, labels = _labels(rules, entry.labels)
     assert entry.split is not None, "the plan gives every entry a split"
     assert isinstance(read.image, bytes), "what was decoded was read"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medray.errors import DataError
-from medray.pack.geometry import as_mask, as_set, fit, fitted_px, scaled_spacing_mm
+from medray.pack.geometry import as_mask, as_set, box_mask, fit, fitted_px, scaled_spacing_mm
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 4), (4, 9), (1, 100), (100, 1), (64, 63), (3, 3)])
@@ -64,3 +64,17 @@ def test_a_mask_of_another_size_or_of_grey_levels_is_refused():
 def test_spacing_grows_as_pixels_do():
     assert scaled_spacing_mm((0.5, 0.25), (100, 50), 50) == (1.0, 0.5)
     assert scaled_spacing_mm(None, (100, 50), 50) is None
+
+
+def test_a_box_is_filled_in_and_follows_its_image() -> None:
+    mask = box_mask((10.0, 4.0, 20.0, 16.0), (40, 40), 20)
+    rows, columns = np.nonzero(mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 7, 5, 9)
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
+    over_the_edge = box_mask((-3.0, 30.0, 5.0, 99.0), (40, 40), 40)
+    assert int((over_the_edge > 0).sum()) == 5 * 10
+
+
+def test_a_box_outside_its_image_is_refused() -> None:
+    with pytest.raises(DataError, match="no pixel of the image"):
+        box_mask((50.0, 50.0, 60.0, 60.0), (40, 40), 20)

@@ -77,6 +77,23 @@ def test_a_set_holds_every_image_once_with_label_patient_mask_and_digest(source,
     assert not any(name.startswith(".pack") for name in files)
 
 
+def test_boxes_become_masks_where_no_mask_file_is_named(source, tmp_path):
+    rows = ["file,mask,x0,y0,x1,y1"]
+    rows += [f"{k}.png,{'m3.png' if k == 3 else ''},5,0,15,10" for k in range(4)]
+    rows.append("4.png,,,,,")
+    (source / "labels.csv").write_text("\n".join(rows))
+    columns = ("x0", "y0", "x1", "y1")
+    run(source, tmp_path / "out", box_columns=columns, size_px=20, val=0, test=0)
+    found = list(samples(tmp_path / "out"))
+    boxed = np.zeros((20, 20), np.uint8)
+    boxed[0:10, 5:15] = 255
+    assert all((sample.mask == boxed).all() for sample in found[:3])
+    assert ((found[3].mask > 0) == (picture(3) > 200)).all() and found[4].mask is None
+    (source / "labels.csv").write_text(rows[0] + "\n0.png,,30,0,40,10\n1.png,,0,0,9,9")
+    with pytest.raises(DataError, match="MR-D213"):
+        run(source, tmp_path / "other", box_columns=columns)
+
+
 # webdataset leaves it to the garbage collector to close files.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_plain_webdataset_opens_what_was_packed(source, tmp_path):

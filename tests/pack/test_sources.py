@@ -107,6 +107,40 @@ def test_absent_files_and_masks_are_rejected_with_their_rows(tmp_path):
     assert [entry.file for entry in found.entries] == ["a.png"]
 
 
+BOXES = ("x0", "y0", "x1", "y1")
+
+
+def test_boxes_are_read_and_a_row_without_one_has_none(tmp_path):
+    rows = "file,x0,y0,x1,y1\na.png,1,2.5,3,4\nb.png,,,,\n"
+    found = listing(table(tmp_path, rows, "a.png", "b.png"), box_columns=BOXES)
+    assert [entry.box for entry in found.entries] == [(1.0, 2.5, 3.0, 4.0), None]
+    assert not found.findings
+
+
+@pytest.mark.parametrize("cells", ["1,2,3,", "1,2,x,4", "3,2,1,4", "1,4,3,2", "1,2,nan,4"])
+def test_a_box_that_is_none_is_found_with_its_row(tmp_path, cells):
+    rows = f"file,x0,y0,x1,y1\na.png,1,2,3,4\nb.png,{cells}\n"
+    found = listing(table(tmp_path, rows, "a.png", "b.png"), box_columns=BOXES)
+    assert codes(found) == ["MR-D213"] and found.findings[0].where == "t.csv:3"
+
+
+def test_a_box_decides_the_plan_and_its_absence_leaves_the_plan_as_it_was(tmp_path):
+    rows = "file,x0,y0,x1,y1\na.png,1,2,3,4\nb.png,,,,\n"
+    source = table(tmp_path, rows, "a.png", "b.png")
+
+    def plan(**options):
+        config = PackConfig(source=str(source), size_px=8, **options)
+        return make_plan(config, list_source(config, KEYED), None, KEYED, 0)
+
+    without = plan(bits="8")
+    assert "box_columns" not in without.facts
+    boxed = plan(bits="8", box_columns=BOXES)
+    assert boxed.hash != without.hash
+    source.write_text(rows.replace("3,4", "5,6"))
+    assert plan(bits="8", box_columns=BOXES).hash != boxed.hash
+    assert plan(bits="8").hash == without.hash
+
+
 def test_a_folder_per_class_is_found_and_so_are_splits_above_it(tmp_path):
     found = listing(folder(tmp_path / "a", "x/1.png", "y/2.png"))
     assert [entry.labels for entry in found.entries] == [("x",), ("y",)]
@@ -146,7 +180,13 @@ def test_an_empty_folder_is_a_data_error_and_an_absent_one_a_usage_error(tmp_pat
 
 @pytest.mark.parametrize(
     "options",
-    [{"keep_columns": ("patient",)}, {"window": "3"}, {"val": 0.6, "test": 0.5}, {"channels": 2}],
+    [
+        {"keep_columns": ("patient",)},
+        {"window": "3"},
+        {"val": 0.6, "test": 0.5},
+        {"channels": 2},
+        {"box_columns": ("x0", "y0")},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError):
