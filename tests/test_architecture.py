@@ -16,7 +16,17 @@ PACKAGES = ("medray", "jobs", "serve")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 BASE = {"errors", "log", "store", "records", "config", "rng", "kernels"}
-ONE = {"shards", "rundir", "checkpoints", "images", "metrics", "models", "phantoms", "report"}
+ONE = {
+    "shards",
+    "rundir",
+    "checkpoints",
+    "images",
+    "metrics",
+    "models",
+    "phantoms",
+    "report",
+    "lineage",
+}
 MAY_IMPORT = {
     **{name: BASE for name in BASE},
     **{name: BASE | ONE for name in ONE},
