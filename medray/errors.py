@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 unexpected, 2 usage or configuration, 3 data, 4 environmen
 
 from __future__ import annotations
 
+import errno
+
 
 class MedrayError(Exception):
     """An error with a message for the user, a hint of what to do about it, and an exit code."""
@@ -59,6 +61,24 @@ class ResourceError(MedrayError, RuntimeError):
     """Something that the machine, the cluster or a store lacks or refuses."""
 
     exit_code = 4
+
+
+# What the machine or its disks refuse whatever the program does.
+_OF_THE_MACHINE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+    + (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+)
+
+
+def of_machine(error: BaseException | None) -> ResourceError | None:
+    """The ResourceError that an OSError such as of a full disk stands for; None for others.
+
+    Wherever one escapes (a job, a rank, an actor), so that each write need not be wrapped for it.
+    """
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_MACHINE:
+        return None
+    place = f" {error.filename}" if error.filename else ""
+    return ResourceError(f"the machine refuses{place}: {error.strerror}")
 
 
 class GateError(MedrayError):

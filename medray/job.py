@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from medray import log
 from medray.config import SUBMIT_DIR, JobConfig, Location, parse
-from medray.errors import MedrayError, UsageError
+from medray.errors import MedrayError, UsageError, of_machine
 
 EXIT_LINE = "medray-exit:"
 J = TypeVar("J", bound=JobConfig)
@@ -89,18 +89,22 @@ def _guarded(
         run(config)
         return 0
     except MedrayError as error:
-        if debug:
-            traceback.print_exc()
-        name = "usage" if isinstance(error, UsageError) else "failed"
-        (log.warn if error.exit_code == 75 else log.error)(
-            name, str(error), exit_code=error.exit_code
-        )
-        return error.exit_code
+        return _told(error, debug)
     except KeyboardInterrupt:
         log.error("interrupted", "interrupted; the same command goes on")
         return 130
     except Exception as error:
-        return _unexpected(error, script, debug)
+        known = of_machine(error)
+        return _told(known, debug) if known else _unexpected(error, script, debug)
+
+
+def _told(error: MedrayError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    name = "usage" if isinstance(error, UsageError) else "failed"
+    say = log.warn if error.exit_code == 75 else log.error
+    say(name, str(error), exit_code=error.exit_code)
+    return error.exit_code
 
 
 def _unexpected(error: Exception, script: str, debug: bool) -> int:

@@ -21,7 +21,7 @@ from medray import _run_entry, _run_info, log
 from medray._run_entry import CONFIG, numbered, stored_config
 from medray._run_log import RunLog
 from medray.config import OPERATIONAL
-from medray.errors import DataError, MedrayError, ResourceError, Stopped
+from medray.errors import DataError, MedrayError, ResourceError, Stopped, of_machine
 from medray.lease import WAIT_S, Lease, LeaseLost, acquire, join
 from medray.store import Store, fsync_folder
 
@@ -265,6 +265,7 @@ class RunDir:
 
 def _ending(error: BaseException) -> dict[str, Any]:
     """State, exit code, reason and hint for a run that an exception ended."""
+    error = of_machine(error) or error
     if isinstance(error, MedrayError):
         state = "stopped" if isinstance(error, Stopped) else "failed"
         code, text, hint = error.exit_code, error.message, error.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -38,6 +39,9 @@ def ends_with(error: BaseException | None, argv: list[str] | None = None) -> int
         (UsageError("flag"), 2),
         (DataError("bad", code="MR-D001", where="a.csv:3", hint="drop it"), 3),
         (ResourceError("no CPU"), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "a.tar.part"), 4),
+        (OSError(errno.EIO, "Input/output error"), 4),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.tar"), 1),
         (GateError("too close"), 5),
         (Stopped("saved"), 75),
         (KeyboardInterrupt(), 130),
@@ -54,6 +58,12 @@ def test_an_error_shows_what_where_and_fix_and_no_traceback(
     text = capsys.readouterr().err
     assert "MR-D014" in text and "a.csv:3" in text and "drop the row" in text
     assert "Traceback" not in text
+
+
+def test_a_full_disk_is_named_whoever_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+    ends_with(OSError(errno.ENOSPC, "No space left on device", "a.tar.part"))
+    text = capsys.readouterr().err
+    assert "a.tar.part: No space left on device" in text and "traceback" not in text
 
 
 def test_an_unexpected_error_keeps_its_traceback_in_a_file_and_debug_shows_it(

@@ -9,6 +9,11 @@ from medray import errors
 Record = dict[str, Any]
 
 
+def known(error: BaseException) -> errors.MedrayError | None:
+    """The error as one that a person can read, None where it is unexpected."""
+    return error if isinstance(error, errors.MedrayError) else errors.of_machine(error)
+
+
 def describe(error: errors.MedrayError, rank: int) -> Record:
     """The record of an error: its nearest type in `medray.errors`, message, fields and rank."""
     kind = next(cls for cls in type(error).__mro__ if getattr(errors, cls.__name__, None) is cls)

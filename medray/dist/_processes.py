@@ -145,10 +145,10 @@ def child(folder: Path) -> int:
         worker = getattr(_load(task["worker"]), task["worker"]["name"])
         result = worker(here, task["config"])
         here.close()
-    except MedrayError as error:
-        (folder / f"error-{rank}.json").write_text(json.dumps(_failures.describe(error, rank)))
-        return error.exit_code
-    except BaseException:
+    except BaseException as error:
+        if (known := _failures.known(error)) is not None:
+            (folder / f"error-{rank}.json").write_text(json.dumps(_failures.describe(known, rank)))
+            return known.exit_code
         (folder / f"trace-{rank}.txt").write_text(traceback.format_exc())
         raise
     if rank == 0:

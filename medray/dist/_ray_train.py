@@ -190,11 +190,11 @@ def rank_main(task: dict[str, Any]) -> Any:
     here = ray_worker(plan.threads, plan.gpus_per_worker)
     try:
         return task["worker"](here, task["config"])
-    except MedrayError as error:
-        _give_up_if_preempted(error)
-        ray.get(board.fail.remote(_failures.describe(error, rank)))
-        return None
-    except Exception:
+    except Exception as error:
+        if (known := _failures.known(error)) is not None:
+            _give_up_if_preempted(known)
+            ray.get(board.fail.remote(_failures.describe(known, rank)))
+            return None
         if _fatal_elsewhere(board):
             return None
         ray.get(board.trace.remote(rank, traceback.format_exc()))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from medray import log
 from medray.dist import _cluster, _stop
-from medray.errors import MedrayError, ResourceError, Stopped, UsageError
+from medray.errors import MedrayError, ResourceError, Stopped, UsageError, of_machine
 
 R = TypeVar("R")
 
@@ -255,6 +255,8 @@ class _Pool:
             _end(member)
             if isinstance(error.cause, MedrayError):
                 raise error.cause from None
+            if (known := of_machine(error.cause)) is not None:
+                raise known from error
             raise
         except RayError as error:
             self._lost(member, error)

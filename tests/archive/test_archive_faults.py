@@ -1,6 +1,5 @@
 """An archive that is killed, out of room, cut off from power or started twice: the same bytes."""
 
-import random
 import shutil
 import signal
 import subprocess
@@ -18,9 +17,9 @@ from medray.shards import reader as reader_module
 from medray.store import Store
 from tests.archive import small_archive
 from tests.archive.made_parts import arguments, is_result, make_parts, run
-from tests.archive.small_archive import Killer
 from tests.faults import preload, stores
 from tests.faults.kill import tree_sha256, wait_for
+from tests.faults.killer import Killer
 from tests.faults.powercut import Disk
 
 PUBLISHED = (".tar", ".idx", ".json", ".png")
@@ -41,7 +40,7 @@ def clean(parts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killer():
-    with Killer() as found:
+    with Killer(small_archive.make) as found:
         yield found
 
 
@@ -62,19 +61,13 @@ def half_written(folder, clean):
 def test_killed_at_random_instants_the_rerun_gives_the_same_bytes(
     parts, clean, killer, tmp_path, kills
 ):
-    killer.run(tmp_path / "warm", parts)
-    code, clean_s = killer.run(tmp_path / "timed", parts)
-    assert code == 0
-    draw, killed, trial = random.Random(0), 0, 0
-    while killed < kills:
-        folder, trial = tmp_path / f"trial{trial}", trial + 1
-        for _ in range(4):
-            delay_s = draw.uniform(0, clean_s)
-            killed += killer.run(folder, parts, delay_s)[0] == -signal.SIGKILL
-            assert half_written(folder, clean) == [], f"trial {trial}, {delay_s:.3f} s"
-        assert killer.run(folder, parts)[0] == 0
+    def nothing_half(folder):
+        assert half_written(folder, clean) == []
+
+    def same(folder):
         assert tree_sha256(folder / "archive", is_result) == clean
-        shutil.rmtree(folder)
+
+    killer.kill_at_random(tmp_path, kills, check=nothing_half, done=same, parts=str(parts))
 
 
 def each_operation(forks, tmp_path, clean, parts, step, trial, **fault):

@@ -1,14 +1,8 @@
 """`jobs/latents.py` as a person uses it: what it leaves, resume, exit codes, messages."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jobs import _latents_run as latents_run
@@ -19,14 +13,11 @@ from medray.sample.latents import LatentModel
 from medray.shards import write_set
 from medray.store import Store
 from tests.faults.kill import tree_sha256
+from tests.faults.killer import Killer
+from tests.jobs import small_search
+from tests.jobs.small_search import arguments
 from tests.sample import latents_toys as toys
 from tests.shard_sets import samples
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    *("--classes", "a,c", "--per-class", "24", "--restarts", "8", "--slots", "8"),
-    *("--threshold", "0.6", "--steps", "40", "--check-images", "60", "--plain-images", "200"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +32,6 @@ def runs(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def arguments(runs, out, *more):
-    networks = ("--generator", f"{runs}/g", "--classifier", f"{runs}/c", "--out", f"{out}")
-    return [*networks, *SMALL, *more]
 
 
 def run(runs, out, *more):
@@ -285,20 +271,14 @@ def test_two_ray_workers_give_the_same_bytes_as_none(made, runs, tmp_path, ray_c
     assert tree_sha256(tmp_path / "out") == tree_sha256(made)
 
 
-@pytest.mark.chaos
-def test_searches_killed_at_random_instants_end_with_the_same_bytes(made, runs, tmp_path):
-    random, killed = np.random.default_rng(11), 0
-    command = [sys.executable, str(ROOT / "jobs" / "latents.py")]
-    for trial in range(20):
-        out = tmp_path / f"out{trial}"
-        argv = [*command, *arguments(runs, out, "--judge", f"{runs}/j")]
-        for _ in range(2):
-            process = subprocess.Popen(argv, cwd=ROOT, start_new_session=True)
-            time.sleep(random.uniform(2, 8))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                killed += 1
-            process.wait()
-        assert subprocess.run(argv, cwd=ROOT).returncode == 0
+@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.chaos)])
+def test_searches_killed_at_random_instants_end_with_the_same_bytes(made, runs, tmp_path, kills):
+    def nothing_half(out):
+        finished = (out / "latents.json").exists()
+        assert not finished or tree_sha256(out)["latents.json"] == tree_sha256(made)["latents.json"]
+
+    def same(out):
         assert tree_sha256(out) == tree_sha256(made)
-    assert killed >= 10
+
+    with Killer(small_search.make) as killer:
+        killer.kill_at_random(tmp_path, kills, check=nothing_half, done=same, runs=str(runs))
