@@ -97,8 +97,8 @@ def describe(config: LatentsJob, pair: Pair, plan: Plan, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def alone(store: Store) -> Iterator[None]:
-    """Keeps a second search out of a folder; the kernel frees it when this process ends."""
+def alone(store: Store, what: str = "search") -> Iterator[None]:
+    """Keeps a second `what` out of a folder; the kernel frees it when this process ends."""
     if not store.is_local:
         yield
         return
@@ -108,7 +108,7 @@ def alone(store: Store) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"another search is writing to {store.url}",
+                f"another {what} is writing to {store.url}",
                 hint="wait for it, or take another --out",
             ) from None
         yield

@@ -21,6 +21,7 @@ from medray.errors import DataError, UsageError
 from medray.records import Sample, ShardIndex
 from medray.stream.cache import ShardCache
 from medray.stream.loader import CACHE_BYTES
+from medray.stream.roster import Fact
 from medray.stream.sets import OpenSet, Source
 
 Array = npt.NDArray[np.float32]
@@ -75,6 +76,20 @@ class FeatureTable:
         """The rows that have a label."""
         return self.take([n for n, label in enumerate(self.labels) if label is not None])
 
+    def facts(self) -> tuple[Fact, ...]:
+        """What is known of each row, as a roster tells it; its place is its number."""
+        return tuple(
+            Fact(
+                place=(0, 0, n),
+                key=key,
+                label=self.labels[n],
+                labels=self.findings[n],
+                patient=None if self.patients[n] == _unknown(key) else self.patients[n],
+                source_sha256=self.samples[n],
+            )
+            for n, key in enumerate(self.keys)
+        )
+
     def per_patient(self) -> FeatureTable:
         """A row for each patient, in the order of their first: mean features, majority label.
 
@@ -108,6 +123,11 @@ class FeatureTable:
             known = [v for n in rows if (v := self.findings[n].get(name)) is not None]
             found[name] = int(2 * sum(known) >= len(known)) if known else None
         return found
+
+
+def _unknown(key: str) -> str:
+    """Who the patient of a sample is where that is not known: one of its own."""
+    return f"sample {key}"
 
 
 def tag(network_sha256: str, layer: str, pooling: str) -> str:
@@ -145,7 +165,7 @@ def table_of(samples: Sequence[Sample], index: ShardIndex, split: str, where: st
         keys=tuple(sample.key for sample in samples),
         labels=tuple(sample.label for sample in samples),
         findings=tuple(sample.labels for sample in samples),
-        patients=tuple(sample.patient or f"sample {sample.key}" for sample in samples),
+        patients=tuple(sample.patient or _unknown(sample.key) for sample in samples),
         samples=tuple(sample.source_sha256 or f"{index.name}/{sample.key}" for sample in samples),
         split=split,
         classes=index.classes,

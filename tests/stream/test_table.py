@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medray import lineage
 from medray.errors import DataError
 from medray.stream.table import FEATURES, FeatureTable, read_table, tag
 from tests.faults import damage
@@ -52,6 +53,18 @@ def test_a_sample_without_patient_or_source_is_named_by_its_key(tmp_path: Path, 
     table = read(tmp_path, [replace(s, patient=None, source_sha256=None) for s in samples])
     assert table.patients[1] == "sample train-00000001"
     assert table.samples[1] == "small/train-00000001"
+
+
+def test_the_facts_of_rows_are_those_of_their_records(tmp_path: Path, samples) -> None:
+    table = read(tmp_path, [samples[0], replace(samples[1], patient=None, source_sha256=None)])
+    known, unknown = table.facts()
+    assert (known.key, known.label, known.patient) == ("train-00000000", "virus", "train-p0")
+    assert unknown.patient is None
+    saw = lineage.of_facts("small", (known, unknown), labels=True, split="train").entries
+    assert {(s.sample, s.patient) for s in saw} == {
+        (samples[0].source_sha256, "train-p0"),
+        ("small/train-00000001", "small/train-00000001"),
+    }
 
 
 def test_patients_have_mean_features_and_the_majority_label(tmp_path: Path, samples) -> None:

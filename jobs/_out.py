@@ -1,0 +1,61 @@
+"""The place of a job with --out: begun with a plan, gone on with where the plan agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from medray.errors import UsageError
+from medray.store import Store
+
+PLAN = "plan.json"
+# A lock of the process that writes; no part of the result.
+LOCK = ".lock"
+
+Facts = Mapping[str, Any]
+
+
+def plan_hash(facts: Facts) -> str:
+    """SHA-256 of what decides a result."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def start(store: Store, facts: Facts, *, what: str, done: str, overwrite: bool) -> bool:
+    """Makes the place ready; whether there is nothing left to do, that is `done` is there.
+
+    `what` is what the job makes. UsageError where something else is there, or another plan's.
+    """
+    there = [name for name in store.names() if name != LOCK]
+    if overwrite and PLAN in there:
+        # The plan last: what is left after a kill is still known for what it is.
+        for name in sorted(there, key=lambda name: name == PLAN):
+            store.remove(name)
+        there = []
+    if not there:
+        body = {"hash": plan_hash(facts), "plan": dict(facts)}
+        store.write_bytes(PLAN, (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
+        return False
+    try:
+        held = json.loads(store.read_bytes(PLAN))
+        before, held_hash = dict(held["plan"]), held["hash"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"--out {store.url} is not empty and holds no {what} of this command",
+            hint="take an empty place",
+        ) from None
+    if held_hash != plan_hash(facts):
+        raise UsageError(
+            f"--out {store.url} holds {what} of another plan: {_difference(before, facts)}",
+            hint="take another --out, give the same flags, or --overwrite",
+        )
+    return done in there
+
+
+def _difference(before: Facts, facts: Facts) -> str:
+    return "; ".join(
+        f"{name} was {before.get(name)!r}, is {facts.get(name)!r}"
+        for name in sorted({*before, *facts})
+        if before.get(name) != facts.get(name)
+    )
