@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from medray.dist import _failures, _stop, context
-from medray.errors import MedrayError, UsageError
+from medray.errors import UsageError
 
 POLL_S = 0.05
 GRACE_S = 5.0
