@@ -49,6 +49,7 @@ class Roster:
         cache = ShardCache(cache_dir, CACHE_BYTES)
         self._sets = [OpenSet(source, split, cache) for source in sources]
         self.name = ", ".join(opened.name for opened in self._sets)
+        self.urls = tuple(source.url for source in sources)
         self.set_names = tuple(opened.index.name for opened in self._sets)
         self.split = split
         self.channels, self.size_px, self.bits = agreed(self._sets, None)

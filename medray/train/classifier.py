@@ -4,6 +4,11 @@ Shape letters: N images of this rank, C channels, H = W pixels, K classes.
 
 Every random number is an address, so the step has no generator state. What is scored and left is
 the moving average of the weights, as it was at its best score on validation.
+
+With `pretrain_images` the first so many images are a stage of their own: at the boundary the
+learning rate starts anew and the best score is forgotten, so that what is left was fine-tuned;
+weights (the last layer too), their average and Adam's moments go on. Networks have no running
+statistics: they normalise within an image.
 """
 
 from __future__ import annotations
@@ -46,12 +51,20 @@ class ClassifierTraining:
         channels: int,
         weights_2K: npt.NDArray[np.float64],
         context: Context,
+        *,
+        pretrain_weights_2K: npt.NDArray[np.float64] | None = None,
     ) -> None:
+        """`pretrain_weights_2K` are those of the first stage; without them `weights_2K` are."""
         self.config, self.context, self.targets, self.channels = config, context, targets, channels
         self.network, self.average = self._network(), self._network().requires_grad_(False)
         self.best = {n: p.detach().clone() for n, p in self.average.named_parameters()}
         self.best_score, self.best_images = float("inf"), 0
-        self._weights_2K = torch.from_numpy(weights_2K).float().to(context.device)
+        first_2K = weights_2K if pretrain_weights_2K is None else pretrain_weights_2K
+        self._stages_2K = [
+            torch.from_numpy(rows_2K).float().to(context.device)
+            for rows_2K in (first_2K, weights_2K)
+        ]
+        self._weights_2K = self._stages_2K[1]
         self._augment = Augment(config, channels, context.device)
         self.engine = make_engine(
             "torch",
@@ -81,6 +94,7 @@ class ClassifierTraining:
         """Train on this rank's part of a batch, `images` images into the run."""
         images_NCHW, truth_NK = self._inputs(batch)
         lr = self.config.lr_at(images)
+        self._weights_2K = self._stages_2K[images >= self.config.pretrain_images]
         self.engine.set_lr(lr)
         self.engine.zero_grad()
         with self._autocast():
@@ -152,8 +166,13 @@ class ClassifierTraining:
         return logits_NK
 
     def keep_if_best(self, score: float, images: int) -> bool:
-        """Remembers the averaged weights where no score was lower yet; whether it did."""
-        if not score < self.best_score:
+        """Remembers the averaged weights where no score was lower yet; whether it did.
+
+        The first score after pre-training is the lowest of fine-tuning, whatever came before.
+        """
+        boundary = self.config.pretrain_images
+        first = 0 < boundary and self.best_images <= boundary < images
+        if not (first or score < self.best_score):
             return False
         self.best_score, self.best_images = score, images
         self.best = {n: p.detach().clone() for n, p in self.average.named_parameters()}

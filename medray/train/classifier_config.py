@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from medray.config import Frozen
 
@@ -25,6 +25,9 @@ class ClassifierConfig(Frozen):
     size_px: int = Field(64, ge=16, description="size at which the network looks, from any other")
     width: int = Field(32, ge=8, multiple_of=8, description="channels of the first layer")
     total_images: int = Field(40_000, ge=1, description="images to train on, at most")
+    pretrain_images: int = Field(
+        0, ge=0, description="so many of them first, on the images of --pretrain alone"
+    )
     batch: int = Field(32, ge=1, description="images a step, all workers together")
     lr: float = Field(1e-3, gt=0, description="learning rate at its height")
     warmup_images: int | None = Field(
@@ -52,6 +55,16 @@ class ClassifierConfig(Frozen):
     noise: float = Field(0.06, ge=0, description="noise, standard deviation up to this")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="type of activations")
 
+    @model_validator(mode="after")
+    def _stages(self) -> ClassifierConfig:
+        first = self.pretrain_images
+        if first and (first >= self.total_images or first % self.batch):
+            raise ValueError(
+                f"--pretrain-images {first} must be a multiple of the batch ({self.batch}) and "
+                f"below --total-images ({self.total_images}), which counts both stages"
+            )
+        return self
+
     @field_validator("classes")
     @classmethod
     def _different(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -60,15 +73,26 @@ class ClassifierConfig(Frozen):
         return classes
 
     def lr_at(self, images: int) -> float:
-        """Learning rate after `images` images: a linear rise, then half a cosine down to zero."""
-        warmup = self.total_images // 20 if self.warmup_images is None else self.warmup_images
+        """Learning rate after `images` images: a linear rise, then half a cosine down to zero.
+
+        Each stage has its own: pre-training up to `pretrain_images`, then fine-tuning anew.
+        """
+        images, total = self.in_stage(images)
+        warmup = total // 20 if self.warmup_images is None else self.warmup_images
         if images < warmup:
             return self.lr * (images + 1) / warmup
-        done = (images - warmup) / max(1, self.total_images - warmup)
+        done = (images - warmup) / max(1, total - warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def in_stage(self, images: int) -> tuple[int, int]:
+        """(images into the stage that follows `images` images, images of the whole stage)."""
+        first = self.pretrain_images
+        if images < first:
+            return images, first
+        return images - first, self.total_images - first
 
     @property
     def patience(self) -> int:
-        """Images without a better score after which training stops."""
-        share = max(1, 2 * self.total_images // 5)
+        """Images without a better score after which training stops; fine-tuning's alone count."""
+        share = max(1, 2 * (self.total_images - self.pretrain_images) // 5)
         return share if self.patience_images is None else self.patience_images

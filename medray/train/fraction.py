@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from medray import rng
 from medray.errors import UsageError
+from medray.store import Store
 from medray.train.targets import Labelled, patient_of
 
 FRACTION_STREAM, VALIDATION_STREAM = "train.fraction", "train.validation"
@@ -115,3 +116,20 @@ def _first_of_each_class(patients_labels: Labels, strata: dict[str, list[str]]) 
 def _share(share: float, count: int) -> int:
     """`share` of `count`, rounded; halves go up whatever the last bit of the product is."""
     return math.floor(share * count + 0.5 + 1e-9)
+
+
+def read_patients(url: str) -> frozenset[str]:
+    """Patients by their keyed hashes, one a line (# begins a comment); UsageError for none."""
+    folder, _, name = url.rpartition("/")
+    try:
+        text = Store(folder or ".").read_bytes(name).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--exclude-patients {url} cannot be read: {error}",
+            hint="give a text file with the keyed hash of a patient on each line",
+        ) from None
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    patients = frozenset(line for line in lines if line)
+    if not patients:
+        raise UsageError(f"--exclude-patients {url} names no patient", hint="leave it out")
+    return patients

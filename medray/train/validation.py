@@ -60,7 +60,10 @@ class Validation:
 
     def enough(self) -> bool:
         """Whether the score has not fallen for as long as the configuration waits."""
-        return self._images - self.model.best_images >= self.model.config.patience
+        config = self.model.config
+        if self._images <= config.pretrain_images:
+            return False
+        return self._images - self.model.best_images >= config.patience
 
     def _figures(self, logits_NK: Logits) -> dict[str, float]:
         if not np.isfinite(logits_NK).all():
