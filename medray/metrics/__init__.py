@@ -3,8 +3,8 @@
 Of two sets of images: `sliced_wasserstein` per level of a pyramid, `spectral_power` and
 `top_octave_ratio` (the other names below are the parts of the first); of pairs of images,
 `structural`. Of two sets of features: `frechet`, `kid`, `manifold` (precision, recall, density,
-coverage). Of a classifier: `classification`. How sure any of them is: `intervals`. What makes a set
-worse by known steps, to see whether a score notices: `distortions`.
+coverage). Of a classifier: `classification`; of a segmenter: `overlap`. How sure any of them is:
+`intervals`. What makes a set worse by known steps, to see whether a score notices: `distortions`.
 
 A score that the numbers given do not have is an `UndefinedMetricError`, never 0.
 """
@@ -16,6 +16,7 @@ from medray.metrics import (
     intervals,
     kid,
     manifold,
+    overlap,
     structural,
 )
 from medray.metrics._checks import UndefinedMetricError
@@ -43,6 +44,7 @@ __all__ = [
     "laplacian_pyramid",
     "manifold",
     "normalised",
+    "overlap",
     "sliced_distance",
     "sliced_wasserstein",
     "spectral_power",

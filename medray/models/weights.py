@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -17,8 +17,9 @@ from medray.models.classifier import Classifier
 from medray.models.pggan import Generator
 from medray.store import Store
 
+N = TypeVar("N", bound=nn.Module)
 CONFIG_FILE = "config.yaml"
-GENERATOR, CLASSIFIER = "generator", "classifier"
+GENERATOR, CLASSIFIER, SEGMENTER = "generator", "classifier", "segmenter"
 GENERATOR_FILE = f"{GENERATOR}.safetensors"
 
 
@@ -64,8 +65,13 @@ def load_classifier(url: str) -> tuple[Classifier, dict[str, Any]]:
 
     `about["classifier_sha256"]` identifies it. Raises as `load_generator`.
     """
-    about, tensors, where = _read(url, CLASSIFIER)
-    network = Classifier(**about["arguments"])
+    return load_network(url, CLASSIFIER, Classifier)
+
+
+def load_network(url: str, role: str, make: Callable[..., N]) -> tuple[N, dict[str, Any]]:
+    """The network of `role` that `make` builds of its arguments. Raises as `load_generator`."""
+    about, tensors, where = _read(url, role)
+    network = make(**about["arguments"])
     _fill(network, tensors, where)
     return network.eval().requires_grad_(False), about
 
