@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs._classify_data import Samples, labelled, sources_of
+from jobs._classify_data import Samples, labelled, seen, sources_of
 from jobs.classify import ClassifyJob
 from medray import config as configuration
 from medray import log, report
 from medray.rundir import RunDir
 
 if TYPE_CHECKING:
+    from medray.lineage import Lineage
     from medray.models.classifier import Classifier
     from medray.stream import Fact, Roster
     from medray.train.classifier import ClassifierTraining
@@ -50,7 +51,7 @@ def leave(
     last, roster = judged, found.validation
     if config.evaluate_split == "test":
         last, roster, facts, figures["test"] = _on_test(config, found, model, device)
-    figures["classifier_sha256"] = _save(config, run, model, figures, summary)
+    figures["classifier_sha256"] = _save(config, run, model, figures, summary, seen(config, found))
     _pictures(run, last, roster, facts)
     _page(config, run, {**summary, **figures}, last, facts)
     return figures
@@ -63,6 +64,9 @@ def _about(config: ClassifyJob, found: Samples, model: Classifier) -> dict[str, 
         "classes": list(model.classes),
         "labels": "many" if model.multi_label else "one",
         "patients": config.patients,
+        "fraction": config.fraction,
+        "pretrain_images": config.pretrain_images,
+        "synthetic": found.mixture.synthetic,
         "workers": config.workers,
         "calibration": {
             "temperature": model.temperature.tolist(),
@@ -95,8 +99,15 @@ def _save(
     model: Classifier,
     figures: dict[str, Any],
     summary: dict[str, Any],
+    saw: Lineage | None,
 ) -> str:
+    from medray import lineage
     from medray.models import weights
+
+    if saw is not None:
+        lineage.write(run.store.child("model"), saw)
+    else:
+        log.warn("unseen", f"{run.store.url} does not say what it saw: a part of it does not")
 
     about = {
         "kind": "classifier",
@@ -254,6 +265,14 @@ def shown(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def _more(config: ClassifyJob) -> str:
+    """What else decided the training samples, for the model card."""
+    archives = (("pre-trained", config.pretrain), ("mixed", config.synthetic))
+    said = [f"{config.fraction:g} of the labels"] if config.fraction < 1 else []
+    said += [f"{how} with {Path(url).name}" for how, url in archives if url is not None]
+    return "".join(f", {text}" for text in said)
+
+
 def card(config: ClassifyJob, figures: dict[str, Any], summary: dict[str, Any]) -> str:
     """The model card."""
     data = ", ".join(Path(url).name for url in config.data) or f"{config.phantoms} phantoms"
@@ -267,8 +286,8 @@ def card(config: ClassifyJob, figures: dict[str, Any], summary: dict[str, Any]) 
     return f"""# Image classifier, {config.architecture}, {config.size_px} px
 
 Trained by medray on: {data} (split {config.split}, patients {config.patients},
-{figures["train"]["samples"]:,} images), {summary["images"]:,} images seen, the weights as they
-were after {figures["best_images"]:,}; seed {config.seed}.
+{figures["train"]["samples"]:,} images{_more(config)}), {summary["images"]:,} images seen, the
+weights as they were after {figures["best_images"]:,}; seed {config.seed}.
 
 - Classes: {", ".join(figures["classes"])}; {kind}.
 - Input: images in [-1, 1], resized inside to {config.size_px} px. Output: logits; `probabilities`

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jobs import _data
-from jobs._classify_data import Samples, samples_of, sources_of, tell
+from jobs._classify_data import Samples, samples_of, tell
 from jobs.classify import ClassifyJob
 from medray import config as configuration
 from medray import log
@@ -20,6 +20,7 @@ from medray.store import Store
 if TYPE_CHECKING:
     from medray.stream import Stream
     from medray.train.classifier import ClassifierTraining
+    from medray.train.mixture import Staged
 
 # How a run is carried out: a resumed run may change these.
 CHANGEABLE = frozenset(
@@ -171,7 +172,12 @@ def training_of(config: ClassifyJob, found: Samples, context: Context) -> Classi
     from medray.train.classifier import ClassifierTraining
 
     algorithm = ClassifierTraining(
-        config, found.targets, found.train.channels, found.weights_2K, context
+        config,
+        found.targets,
+        found.train.channels,
+        found.weights_2K,
+        context,
+        pretrain_weights_2K=found.first_weights_2K,
     )
     if config.init_from:
         take_weights(algorithm, config.init_from)
@@ -199,21 +205,22 @@ def take_weights(algorithm: ClassifierTraining, url: str) -> None:
                 parameter.data.copy_(weights[name])
 
 
-def stream_of(config: ClassifyJob, found: Samples, context: Context) -> Stream:
-    """The training batches of this rank."""
-    from medray.stream import Stream
+def stream_of(config: ClassifyJob, found: Samples, context: Context) -> Stream | Staged:
+    """The training batches of this rank; with --pretrain those of the archive come first."""
+    named: dict[str, Any] = {
+        "seed": config.seed,
+        "rank": context.rank,
+        "world": context.world,
+        "on_error": config.on_error,
+        "cache_dir": config.cache_dir,
+        "threads": config.loader_threads,
+    }
+    batches = found.mixture.stream(split=config.split, **named)
+    if found.first is None:
+        return batches
+    from medray.train.mixture import Staged
 
-    return Stream(
-        sources_of(config),
-        split=config.split,
-        seed=config.seed,
-        rank=context.rank,
-        world=context.world,
-        on_error=config.on_error,
-        cache_dir=config.cache_dir,
-        threads=config.loader_threads,
-        kept=found.train.kept(found.train_facts),
-    )
+    return Staged(found.first.stream(split="train", **named), config.pretrain_images, batches)
 
 
 # --- before a run -----------------------------------------------------------------------------
@@ -246,7 +253,7 @@ def describe(config: ClassifyJob) -> None:
     )
 
 
-def _step_s(algorithm: ClassifierTraining, batches: Stream, batch: int) -> float:
+def _step_s(algorithm: ClassifierTraining, batches: Stream | Staged, batch: int) -> float:
     """Seconds of a step here; the first pays for choosing kernels."""
     start_s = 0.0
     for step in range(TIMED_STEPS + 1):

@@ -5,6 +5,9 @@ Without --data it trains on phantoms. The run folder keeps the model (the best b
 curves, confusion matrix, reliability curve and figures with intervals. Killed at any moment, the
 same command with --resume ends with the same weights. A judge that shares no patient with it:
 another --architecture, another --seed, and the other half of the patients (--patients half-b).
+
+With --pretrain it trains on an archive's images first and then on the real ones, with --synthetic
+on both mixed; an archive that saw a held-out patient, or a label outside --fraction, is refused.
 """
 
 from __future__ import annotations
@@ -43,6 +46,38 @@ class ClassifyJob(RunJob, ClassifierConfig):
     patients: Literal["all", "half-a", "half-b"] = Field(
         "all", description="patients to train and validate on; the halves share none"
     )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the patients whose labels are used, class by class"
+    )
+    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
+    exclude_patients: Location | None = Field(
+        None,
+        description="keyed patient hashes, one a line: left out of training and validation",
+        json_schema_extra={"metavar": "FILE"},
+    )
+    validation_patients: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the patients to train on who validate instead; --validation-split is "
+        "not read then",
+    )
+    pretrain: Location | None = Field(
+        None,
+        description="archive whose images alone are trained on first, for --pretrain-images",
+        json_schema_extra={"metavar": "URL"},
+    )
+    synthetic: Location | None = Field(
+        None,
+        description="archive whose images are mixed with the real ones",
+        json_schema_extra={"metavar": "URL"},
+    )
+    ratio: float = Field(
+        1.0, ge=0, description="synthetic images for each real one of a class, with --synthetic"
+    )
+    ratio_of: Literal["minority", "all"] = Field(
+        "minority", description="classes that get synthetic images: all but the largest, or all"
+    )
     interval_draws: int = Field(1000, ge=20, description="draws of the bootstrap over patients")
     on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
     cache_dir: Location | None = Field(
@@ -69,7 +104,13 @@ class ClassifyJob(RunJob, ClassifierConfig):
     def _fits(self) -> ClassifyJob:
         if self.batch % self.workers:
             raise ValueError(f"batch {self.batch} is not a multiple of workers {self.workers}")
-        splits = [self.split, self.validation_split]
+        if (self.pretrain is None) != (self.pretrain_images == 0):
+            raise ValueError("--pretrain URL and --pretrain-images N go together")
+        if self.synthetic is not None and self.split != "train":
+            raise ValueError("--synthetic goes with --split train: an archive has no other")
+        splits = [self.split]
+        if self.validation_patients is None:
+            splits.append(self.validation_split)
         if self.evaluate_split == "test":
             splits.append("test")
         if len(set(splits)) < len(splits):
