@@ -38,9 +38,10 @@ def results(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if not name.endswith("manifest.json")}
 
 
-def killed(folder: Path, cache: Path, *, kills: int, seed: int) -> int:
+def killed(folder: Path, cache: Path, *, kills: int, seed: int, more: tuple[str, ...] = ()) -> int:
     """Runs in `folder`, killed so many times at random and then to the end; kills that met it."""
-    command = [sys.executable, "-m", "tests.jobs.classify_runs", str(folder), str(kills), str(seed)]
+    where = ("-m", "tests.jobs.classify_runs", str(folder), str(kills), str(seed))
+    command = [sys.executable, *where, *more]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=600
     )
@@ -48,32 +49,32 @@ def killed(folder: Path, cache: Path, *, kills: int, seed: int) -> int:
     return int(json.loads(done.stdout.splitlines()[-1])["met"])
 
 
-def _fork(folder: Path) -> int:
+def _fork(folder: Path, more: list[str]) -> int:
     child = os.fork()
     if child == 0:
         from jobs.classify import main
 
-        os._exit(main([*SMALL, "--resume", "--run-dir", str(folder)]))
+        os._exit(main([*SMALL, *more, "--resume", "--run-dir", str(folder)]))
     return child
 
 
-def _serve(folder: Path, kills: int, seed: int) -> int:
+def _serve(folder: Path, kills: int, seed: int, more: list[str]) -> int:
     for name in IMPORTS:
         importlib.import_module(name)
     draw, met = random.Random(seed), 0
     started_s = time.monotonic()
-    code = os.waitstatus_to_exitcode(os.waitpid(_fork(Path(f"{folder}-clean")), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(_fork(Path(f"{folder}-clean"), more), 0)[1])
     clean_s = time.monotonic() - started_s
     for _ in range(kills if code == 0 else 0):
-        child = _fork(folder)
+        child = _fork(folder, more)
         time.sleep(draw.uniform(0.1, clean_s))
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         met += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    code = code or os.waitstatus_to_exitcode(os.waitpid(_fork(folder), 0)[1])
+    code = code or os.waitstatus_to_exitcode(os.waitpid(_fork(folder, more), 0)[1])
     print(json.dumps({"met": met}))
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
