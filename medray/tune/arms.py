@@ -8,7 +8,7 @@ Shape letters: N rows, M synthetic rows, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,12 +108,12 @@ def add(
     return Added(found_MD[kept_M], found_M[kept_M], int(wanted_K.sum()), len(found_M))
 
 
-def fitted(arm: str, real: Real) -> Candidates:
+def fitted(arm: str, real: Real, acgan: Mapping[str, Any] | None = None) -> Candidates:
     """What draws an arm's candidates of given classes, fitted on the real rows.
 
-    UsageError where a class has too few rows to draw from.
+    `acgan` are a GAN's settings (`ACGANConfig`). UsageError where a class has too few rows.
     """
-    sampler = _sampler(arm, real)
+    sampler = _sampler(arm, real, acgan or {})
     # Classes too small to be fitted on are left out here, and refused where they are asked for.
     fitting_N = np.isin(real.labels_N, np.flatnonzero(real.counts_K >= _least(arm)))
     sampler.fit(real.features_ND[fitting_N], real.labels_N[fitting_N])
@@ -130,7 +130,7 @@ def _least(arm: str) -> int:
     return {"mixup": 1}.get(arm, 2)
 
 
-def _sampler(arm: str, real: Real) -> Any:
+def _sampler(arm: str, real: Real, acgan: Mapping[str, Any]) -> Any:
     counts = real.counts_K[real.counts_K >= _least(arm)]
     k = min(NEIGHBOURS, int(counts.min(initial=NEIGHBOURS + 1)) - 1)
     if arm in ("smote", "adasyn"):
@@ -142,7 +142,7 @@ def _sampler(arm: str, real: Real) -> Any:
     if arm == "acgan":
         from medray.sample.acgan import ACGAN
 
-        return ACGAN(seed=real.seed)
+        return ACGAN(seed=real.seed, **acgan)
     raise UsageError(f"arm {arm!r} draws no rows; those that do: {', '.join(SYNTHETIC)}")
 
 

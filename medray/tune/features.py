@@ -28,7 +28,7 @@ PARTS = 64
 
 @dataclass
 class FeatureTrials:
-    """What a trial on features needs: the rows by (fraction, fold), seeds, head, where pools lie."""
+    """What trials on features need: rows by (fraction, fold), seeds, head, where pools lie."""
 
     data: Mapping[tuple[float, int | None], SearchData]
     seed: int = 0
@@ -38,6 +38,7 @@ class FeatureTrials:
     ratio_of: str = "minority"
     largest_ratio: float = 8.0
     pools_url: str | None = None
+    acgan: Mapping[str, Any] = field(default_factory=dict)
     _judges: dict[Any, head.Head] = field(default_factory=dict, repr=False)
 
     def steps(self, cell: Cell) -> int:
@@ -122,7 +123,7 @@ class FeatureTrials:
     def _pooled(self, real: arms.Real) -> arms.Candidates:
         """A GAN's draws, made once for these rows and this seed and then taken from a file."""
         most_K = arms.wanted_of(real.counts_K, self.largest_ratio, self.ratio_of) * arms.SURPLUS
-        pools = Pools(self.pools_url)
+        pools = Pools(self.pools_url, self.acgan)
         return arms.of_archive(pools.get("acgan", real, most_K), real.seed)
 
     def _judge(self, real: arms.Real, standard: Any) -> arms.Judge:

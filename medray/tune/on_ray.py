@@ -8,6 +8,8 @@ Tune's own files go to a folder that is thrown away: what was found is in the jo
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import tempfile
 import time
@@ -53,7 +55,7 @@ class Spent:
 def run_on_ray(
     trials: Trials, searches: Searches, told: Told, *, workers: int | None = None, cpus: float = 1
 ) -> Spent:
-    """Runs all trials on Ray Tune, `workers` side by side at most (none: as many as there are CPUs).
+    """Runs all trials on Ray Tune, `workers` side by side at most (none: as many as there is room).
 
     ResourceError where the cluster has not the CPUs of one trial.
     """
@@ -62,8 +64,11 @@ def run_on_ray(
         _cluster.wait_for([{"CPU": cpus}], can_grow=not ours, timeout_s=120)
         import ray
 
-        room = max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
-        bridge = _Bridge(searches, told, min(workers or room, room))
+        total = ray.cluster_resources().get("CPU", 1)
+        if workers:
+            # Tune runs what fits: a trial that asks for its share of all CPUs has few neighbours.
+            cpus = max(cpus, math.ceil(total / workers))
+        bridge = _Bridge(searches, told, max(1, int(total / cpus)))
         if not searches.done:
             _fit(trials, bridge, cpus)
         return bridge.spent
@@ -82,16 +87,23 @@ def _fit(trials: Trials, bridge: _Bridge, cpus: float) -> None:
                 search_alg=_searcher(bridge),
                 scheduler=_scheduler(bridge),
                 reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=storage,
                 verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=DEATHS),
             ),
         )
         tuner.fit()
         bridge.spent.wall_s = time.monotonic() - start_s
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
 
 
 @contextlib.contextmanager
@@ -119,7 +131,8 @@ class _Bridge:
 
     def start(self, trial_id: str) -> Trial | None:
         """A trial for Tune, if one may start."""
-        if len(self.live) >= self.most or (trial := self.searches.next()) is None:
+        # One waits for each that runs: Tune keeps an actor only where a trial waits for it.
+        if len(self.live) >= 2 * self.most or (trial := self.searches.next()) is None:
             return None
         self.live[trial_id] = trial
         return trial
@@ -160,6 +173,7 @@ def _actor_class() -> Any:
         """Runs a trial step by step; the rows stay with it from trial to trial."""
 
         def setup(self, config: dict[str, Any], trials: Trials) -> None:
+            logging.getLogger("ray.tune").setLevel(logging.ERROR)
             self._trials = trials
             self.reset_config(config)
 

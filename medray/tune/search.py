@@ -51,7 +51,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial to run: in which cell, with what, how many steps, and what it must reach at a rung."""
+    """A trial to run: where, with what, how many steps, and what it must reach at a rung."""
 
     cell: Cell
     number: int

@@ -79,7 +79,7 @@ def space_of(arm: str, ratios: Sequence[float], *, images: bool = False) -> Spac
         options = check_ratios(ratios)
         start = min(options, key=lambda ratio: (abs(ratio - 1), ratio))
         space["ratio"] = Choice(options, start)
-    if arm in ACCEPTING:
+    if arm in ACCEPTING and not images:
         space["threshold"] = Choice((0.0, 0.5, 0.8), 0.0)
     if arm == "pretrain":
         space["share"] = Choice((0.25, 0.5, 0.75), 0.5)

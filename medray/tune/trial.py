@@ -1,4 +1,4 @@
-"""A trial, whoever runs it: steps one after the other, each a score; what came of it as a record."""
+"""A trial, whoever runs it: steps one after the other, each a score; the record of what came."""
 
 from __future__ import annotations
 
