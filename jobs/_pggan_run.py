@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from jobs import _data
+from jobs._pggan_data import classified, reals, seen, sources_of, stream_of, tell_absent
 from jobs.pggan import PgganJob
 from medray import config as configuration
 from medray import log
 from medray.dist.context import Context, launch, threads_for
-from medray.errors import DataError, UsageError
+from medray.errors import UsageError
 from medray.rundir import RunDir, numbered, stored_config
 from medray.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medray.records import Array
-    from medray.stream.loader import Stream
+    from medray.lineage import Lineage
     from medray.train.pggan import Pggan
 
 # How a run is carried out: a resumed run may change these.
@@ -133,54 +133,6 @@ def _choose(config: PgganJob) -> PgganJob:
     return classified(config.model_copy(update=update))
 
 
-def classified(config: PgganJob) -> PgganJob:
-    """`config` with the set's classes and how many images each has; DataError below two classes.
-
-    A dry run makes no phantoms: it takes it that there is one of each class.
-    """
-    if not config.conditional or config.class_counts:
-        return config
-    counts = _phantom_classes(config) if config.dry_run else {}
-    counts = counts or count_labels_of(config)
-    if config.classes and config.classes != tuple(counts):
-        raise UsageError(
-            f"--classes {' '.join(config.classes)}: the set has {' '.join(counts)}",
-            hint="leave --classes out: they are read from the set",
-        )
-    update = {"classes": tuple(counts), "class_counts": tuple(counts.values())}
-    config = config.model_copy(update=update)
-    from medray.train import conditioning
-
-    conditioning.check(config, ", ".join(config.data))
-    return config
-
-
-def tell_absent(config: PgganJob) -> None:
-    """Warns of classes that the set declares and the split has no image of."""
-    absent = [name for name in config.classes if name not in config.class_names]
-    if absent:
-        log.warn(
-            "classes_absent",
-            f"split {config.split} has no image of {', '.join(absent)}: not learnt",
-            classes=absent,
-        )
-
-
-def _phantom_classes(config: PgganJob) -> dict[str, int]:
-    from medray import phantoms
-
-    return {} if config.data else dict.fromkeys(phantoms.CLASSES[config.phantoms], 1)
-
-
-def count_labels_of(config: PgganJob) -> dict[str, int]:
-    """Images by class in the split to train on, in the order of the stream's numbers."""
-    from medray.stream.labels import count_labels
-    from medray.stream.sets import Source
-
-    sources = [Source(url) for url in sources_of(config)]
-    return count_labels(sources, config.split, config.cache_dir)
-
-
 # --- on a worker ------------------------------------------------------------------------------
 
 
@@ -250,69 +202,6 @@ def settled(config: PgganJob, context: Context, run: RunDir) -> PgganJob:
     return config.model_copy(update={"precision": context.gather(chosen)[0]})
 
 
-def sources_of(config: PgganJob) -> tuple[str, ...]:
-    """The sets to train on; phantoms are made once, in the cache."""
-    return _data.sources_of(
-        config.data,
-        phantoms=config.phantoms,
-        count=config.phantom_images,
-        size_px=config.final_px,
-        seed=config.seed,
-        cache_dir=config.cache_dir,
-    )
-
-
-def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int) -> Stream:
-    """The batches of this rank."""
-    from medray.stream.loader import Stream
-    from medray.stream.sets import Source
-
-    stream = Stream(
-        [Source(url) for url in sources],
-        split=config.split,
-        seed=config.seed,
-        rank=rank,
-        world=world,
-        on_error=config.on_error,
-        cache_dir=config.cache_dir,
-        threads=config.loader_threads,
-    )
-    if stream.channels != config.channels:
-        raise UsageError(
-            f"--channels: the set has {stream.channels}, got {config.channels}",
-            hint=f"give --channels {stream.channels}",
-        )
-    if stream.size_px < config.final_px or stream.size_px % config.final_px:
-        raise UsageError(
-            f"--final-px: images of {stream.size_px} px cannot train {config.final_px} px",
-            hint=f"pack the set with --size-px {config.final_px}",
-        )
-    if config.conditional and stream.classes != config.classes:
-        raise DataError(
-            f"the set's classes are {list(stream.classes)}, the run's {list(config.classes)}",
-            code="MR-D075",
-            hint="give the set that the run was started with",
-        )
-    return stream
-
-
-def reals(config: PgganJob, sources: tuple[str, ...], count: int) -> tuple[Array, Array]:
-    """`count` real images as uint8 at the final resolution, to look at and to score against.
-
-    And their labels, as the stream numbers them.
-    """
-    import torch
-
-    from medray.models.pixels import to_unit
-    from medray.train.pggan import reduced
-
-    with stream_of(config, sources, 0, 1) as stream:
-        batch = stream.next(min(count, stream.samples_per_epoch))
-    unit_NCHW = reduced(to_unit(torch.from_numpy(batch.images_NCHW)), config.final_px)
-    eight: Array = ((unit_NCHW + 1) * 127.5).round().to(torch.uint8).numpy()
-    return eight, batch.labels_N
-
-
 def take_weights(algorithm: Pggan, url: str) -> None:
     """A warm start: the networks of another run, nothing else of it."""
     from medray.checkpoints import Checkpoints, check_tensors
@@ -345,10 +234,13 @@ def leave(
     if config.conditional:
         about["classes"] = list(config.class_names)
     tensors: dict[str, Tensor] = dict(algorithm.average.named_parameters())
+    saw = seen(config)
+    _tell_seen(run.store.child("model"), saw)
     sha256 = weights.save_generator(run.store.child("model"), tensors, about, card(config, summary))
     if config.conditional:
         from medray.sample.conditional import of_classes
 
+        _tell_seen(run.store.child("latents"), saw)
         of_classes(config.class_names, config.latent_dims, sha256).save(run.store.child("latents"))
     figures = {
         "px": algorithm.px,
@@ -360,6 +252,14 @@ def leave(
     }
     pictures.finish({**summary, **figures}, configuration.to_yaml(config))
     return figures
+
+
+def _tell_seen(store: Store, saw: Lineage | None) -> None:
+    """Writes what was seen beside what is made of it, where that is known."""
+    from medray import lineage
+
+    if saw is not None:
+        lineage.write(store, saw)
 
 
 def last_scores(rows: list[dict[str, Any]]) -> dict[str, float]:

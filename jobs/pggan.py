@@ -30,6 +30,22 @@ class PgganJob(RunJob, PgganConfig):
     )
     phantom_images: int = Field(2000, ge=16, description="number of phantoms")
     split: Literal["train", "val", "test"] = Field("train", description="split to train on")
+    fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="with --conditional: share of the patients whose labels are used, by class; "
+        "the others' images are left out",
+    )
+    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
+    unlabelled_rest: bool = Field(
+        False, description="keep the others' images, without their labels (semi-supervised)"
+    )
+    exclude_patients: Location | None = Field(
+        None,
+        description="keyed patient hashes, one a line: their images are left out",
+        json_schema_extra={"metavar": "FILE"},
+    )
     on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
     cache_dir: Location | None = Field(
         None, description="where remote shards and phantoms are kept"
@@ -52,6 +68,14 @@ class PgganJob(RunJob, PgganConfig):
     keep_best: int = Field(
         1, ge=0, description="best checkpoints kept, by sliced Wasserstein distance"
     )
+
+    @model_validator(mode="after")
+    def _fraction_is_of_labels(self) -> PgganJob:
+        if self.fraction < 1 and not self.conditional:
+            raise ValueError("--fraction is of labels: it goes with --conditional")
+        if self.unlabelled_rest and self.fraction == 1:
+            raise ValueError("--unlabelled-rest goes with --fraction below 1")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> PgganJob:

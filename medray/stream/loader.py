@@ -6,6 +6,7 @@ an image number means follows from (seed, number) alone, so batch size and rank 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ class Stream:
     A damaged sample is a DataError, or with `on_error="skip"` is replaced by the next good one of
     its source's order (which is then seen twice), counted in `skipped` and reported once; all ranks
     go on in step. UsageError for arguments that do not fit, DataError for sets that do not.
-    `kept` names, by source and shard, the only samples to give (`Roster.kept`).
+    `kept` names, by source and shard, the only samples to give (`Roster.kept`); `unlabelled`, in
+    the same form, those whose label is -1 in a batch, whatever their record says.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Stream:
         prefetch: int = 4,
         size_px: int | None = None,
         kept: Sequence[Sequence[Positions]] | None = None,
+        unlabelled: Sequence[Sequence[Positions]] | None = None,
     ) -> None:
         _check_arguments(sources, rank, world, on_error, threads, prefetch)
         self._seed, self._rank, self._world, self._split = seed, rank, world, split
@@ -80,6 +83,7 @@ class Stream:
             )
             for number, opened in enumerate(self._sets)
         ]
+        self._hidden = _places(unlabelled)
         self.channels, self.size_px, self.bits = agreed(self._sets, size_px)
         self.classes = united([opened.index.classes for opened in self._sets])
         self._class_ids = {name: number for number, name in enumerate(self.classes)}
@@ -140,7 +144,7 @@ class Stream:
         places = zip(source_N, number_N, shard_N, sample_N, strict=True)
         for slot, (source, number, shard, sample) in enumerate(places):
             try:
-                filling.put(slot, self._sets[source], int(shard), int(sample))
+                self._put(filling, slot, int(source), int(shard), int(sample))
             except DataError as error:
                 if not self._skip:
                     raise
@@ -149,13 +153,18 @@ class Stream:
                 skipped += 1
         return filling.batch(first), skipped
 
+    def _put(self, filling: _Filling, slot: int, source: int, shard: int, sample: int) -> None:
+        filling.put(slot, self._sets[source], shard, sample)
+        if (source, shard, sample) in self._hidden:
+            filling.hide_label(slot)
+
     def _replace(self, filling: _Filling, slot: int, source: int, number: int) -> None:
         """Fills a slot with the next good sample of the order: the same at any rank count."""
         order = self._orders[source]
         for step in range(1, order.samples_per_epoch + 1):
             shard, sample = order.locate(np.asarray([number + step]))
             try:
-                return filling.put(slot, self._sets[source], int(shard[0]), int(sample[0]))
+                return self._put(filling, slot, source, int(shard[0]), int(sample[0]))
             except DataError as error:
                 self._report(error)
         raise DataError(
@@ -178,10 +187,17 @@ class Stream:
             "proportions": list(self._mix.counts),
             "samples": [order.samples_per_epoch for order in self._orders],
             "content_sha256": [
-                opened.fingerprint + order.kept_digest
-                for opened, order in zip(self._sets, self._orders, strict=True)
+                opened.fingerprint + order.kept_digest + self._hidden_digest(number)
+                for number, (opened, order) in enumerate(zip(self._sets, self._orders, strict=True))
             ],
         }
+
+    def _hidden_digest(self, source: int) -> str:
+        """A digest of the samples of a source whose labels are not used; empty without any."""
+        places = sorted(place for place in self._hidden if place[0] == source)
+        if not places:
+            return ""
+        return f" without {hashlib.sha256(json.dumps(places).encode()).hexdigest()}"
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes to where `state` was taken; UsageError if seed, split, shares or data differ."""
@@ -250,6 +266,10 @@ class _Filling:
                 self._masks_NHW = np.zeros((count, height, width), np.uint8)
             self._masks_NHW[slot] = mask
 
+    def hide_label(self, slot: int) -> None:
+        """Takes a slot's label away."""
+        self._labels[slot] = -1
+
     def batch(self, first_index: int) -> Batch:
         return Batch(
             keys=tuple(self._keys),
@@ -259,6 +279,18 @@ class _Filling:
             first_index=first_index,
             masks_NHW=self._masks_NHW,
         )
+
+
+def _places(
+    samples: Sequence[Sequence[Positions]] | None,
+) -> frozenset[tuple[int, int, int]]:
+    """(source, shard, sample) of samples by source and shard."""
+    return frozenset(
+        (source, shard, int(sample))
+        for source, shards in enumerate(samples or ())
+        for shard, numbers in enumerate(shards)
+        for sample in numbers
+    )
 
 
 def _check_arguments(

@@ -11,6 +11,7 @@ import yaml
 
 from jobs import _pggan_run
 from jobs.pggan import PgganJob
+from medray import lineage
 from medray.images.png import decode_png
 from medray.models.weights import load_generator
 from medray.records import Sample
@@ -57,6 +58,9 @@ def test_a_conditional_run_leaves_a_generator_that_knows_its_classes(clean: Path
     drawn = latents.draw(0, np.arange(4), np.arange(4))
     assert Renderer(generator, about).render(drawn).shape == (4, 16, 16)
     assert "1 for the class" in (clean / "model" / "README.md").read_text()
+    saw = lineage.read(str(clean))
+    assert saw is not None and {entry.label for entry in saw.entries} > {"calcification"}
+    assert lineage.read(str(clean / "latents")) == saw
 
 
 def test_pictures_have_a_row_a_class_and_the_report_names_them(clean: Path) -> None:
