@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from medray import log
+from medray import lineage, log
 from medray.archive import archive, check
 from medray.archive.goals import goals_of
 from medray.archive.load import Parts, check_digests, load_parts
@@ -17,6 +17,7 @@ from medray.archive.worker import Worker, make_shard
 from medray.dist.pool import run_on_actors
 from medray.errors import DataError, UsageError
 from medray.lease import Lease
+from medray.lineage import Lineage
 from medray.store import Store
 
 MEMBERS = {"png": "png", "npy": "npy", "dcm": "dicom"}
@@ -33,14 +34,14 @@ def make(config: ArchiveJob) -> None:
     workers = _workers(config, store)
     places = Places(config.generator, config.latents, config.classifier, config.gate)
     parts = load_parts(places, batch=config.batch, dtype=config.dtype, device="cpu")
-    plan = _plan(config, parts)
+    plan, saw = _plan(config, parts), _seen(config, places)
     if config.dry_run:
         archive.describe(plan, store)
         return
     if parts.gate is not None and not plan.audited:
         log.warn("gate", "the gate did not catch its planted copies: the archive is unaudited")
     options = archive.Options(config.overwrite, config.cost_per_hour, config.wait_s)
-    archive.make(plan, places, config.out, _Run(config, plan, places, parts, workers), options)
+    archive.make(plan, places, config.out, _Run(config, plan, places, parts, workers), options, saw)
 
 
 def _plan(config: ArchiveJob, parts: Parts) -> Plan:
@@ -63,6 +64,24 @@ def _plan(config: ArchiveJob, parts: Parts) -> Plan:
         body_part=config.body_part,
         render=_render(config, parts),
     )
+
+
+def _seen(config: ArchiveJob, places: Places) -> Lineage | None:
+    """What the archive's images are a function of saw; None where a part of it does not say.
+
+    The privacy gate drops copies by a threshold from held-out images: no image is made of them, so
+    it is not among these, and the plan names it (`gate_sha256`).
+    """
+    saw = lineage.united([places.generator, places.latents, places.classifier])
+    if saw is None or config.labels != "natural" or not (config.data and places.latents):
+        return saw
+    # Natural shares are counts of the labels of the whole train split.
+    from medray.stream import Roster, Source
+    from medray.train import mixture
+
+    roster = Roster([Source(config.data)], "train")
+    counted = mixture.seen_in(roster, roster.facts, labels=True)
+    return None if counted is None else saw | counted
 
 
 def _render(config: ArchiveJob, parts: Parts) -> dict[str, Any]:
@@ -194,6 +213,10 @@ def verify(config: ArchiveJob) -> None:
     """Checks an archive; DataError with everything that was found."""
     store = Store(config.out)
     found = check.verify(store)
+    try:
+        lineage.read(config.out)
+    except DataError as error:
+        found.append(error)
     if not found and config.sample:
         plan, _, parts = open_archive(config.out, _overrides(config), any_render=True)
         made, found = check.remake(Worker(plan, parts, store, None, 1), config.sample, config.seed)

@@ -104,10 +104,7 @@ def _save(
     from medray import lineage
     from medray.models import weights
 
-    if saw is not None:
-        lineage.write(run.store.child("model"), saw)
-    else:
-        log.warn("unseen", f"{run.store.url} does not say what it saw: a part of it does not")
+    lineage.write_known(run.store.child("model"), saw, run.store.url)
 
     about = {
         "kind": "classifier",

@@ -15,7 +15,7 @@ import torch
 from jobs import _latents_report as latents_report
 from jobs._latents_plan import Plan, alone, describe, make_plan, start, workers_of
 from jobs.latents import LatentsJob
-from medray import log
+from medray import lineage, log
 from medray.dist.pool import run_on_actors
 from medray.errors import GateError, UsageError
 from medray.models.weights import load_classifier, load_generator
@@ -54,6 +54,8 @@ def search(config: LatentsJob) -> None:
         "judge": judge_sha256 or "",
     }
     plan = make_plan(config, pair, digests)
+    # The judge and --real give figures for the report alone: no latent is a function of them.
+    saw = lineage.united([config.generator, config.classifier])
     judge.wanted(plan.targets)
     if config.real is not None:
         latents_report.real_shards(config.real, config.real_split)
@@ -73,6 +75,7 @@ def search(config: LatentsJob) -> None:
         renderer = Renderer(pair.generator, about, device=pair.device.type)
         bench = Bench(pair, renderer, judge, model.targets, config.threshold)
         figures = latents_report.write(store, config, bench, model, reached, unreached)
+        lineage.write_known(store, saw)
         model.save(store)
     latents_report.say(store, figures)
     gate(config, figures)

@@ -114,7 +114,7 @@ def _choose(config: PgganJob, sources: tuple[str, ...]) -> Chosen:
 
 
 def seen(config: PgganJob) -> Lineage | None:
-    """What the run's weights saw; None, with a warning, where that cannot be told."""
+    """What the run's weights saw; None where that cannot be told."""
     from medray import lineage
     from medray.train import mixture
 
@@ -127,12 +127,11 @@ def seen(config: PgganJob) -> Lineage | None:
         ]
     except DataError as error:
         # A damaged record, which --on-error skip trained without: no reason to lose the model.
-        log.warn("unseen", f"what the model saw cannot be told: {error}")
+        log.warn("unread", f"what the model saw cannot be read: {error}")
         return None
     found = lineage.Lineage()
     for part in parts:
         if part is None:
-            log.warn("unseen", "the model does not say what it saw: a part of it does not")
             return None
         found |= part
     return found

@@ -22,7 +22,6 @@ from medray.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medray.lineage import Lineage
     from medray.train.pggan import Pggan
 
 # How a run is carried out: a resumed run may change these.
@@ -223,6 +222,7 @@ def leave(
     config: PgganJob, run: RunDir, algorithm: Pggan, pictures: Any, summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes the model and the report; figures to add to the summary."""
+    from medray import lineage
     from medray.models import weights
 
     about: dict[str, Any] = {
@@ -235,12 +235,13 @@ def leave(
         about["classes"] = list(config.class_names)
     tensors: dict[str, Tensor] = dict(algorithm.average.named_parameters())
     saw = seen(config)
-    _tell_seen(run.store.child("model"), saw)
+    lineage.write_known(run.store.child("model"), saw, run.store.url)
     sha256 = weights.save_generator(run.store.child("model"), tensors, about, card(config, summary))
     if config.conditional:
         from medray.sample.conditional import of_classes
 
-        _tell_seen(run.store.child("latents"), saw)
+        if saw is not None:
+            lineage.write(run.store.child("latents"), saw)
         of_classes(config.class_names, config.latent_dims, sha256).save(run.store.child("latents"))
     figures = {
         "px": algorithm.px,
@@ -252,14 +253,6 @@ def leave(
     }
     pictures.finish({**summary, **figures}, configuration.to_yaml(config))
     return figures
-
-
-def _tell_seen(store: Store, saw: Lineage | None) -> None:
-    """Writes what was seen beside what is made of it, where that is known."""
-    from medray import lineage
-
-    if saw is not None:
-        lineage.write(store, saw)
 
 
 def last_scores(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
+from medray import log
 from medray.errors import DataError
 from medray.store import Store
 
@@ -199,6 +200,18 @@ def read(url: str) -> Lineage | None:
 def write(store: Store, lineage: Lineage) -> None:
     """Writes `seen.json` into a model's or a set's folder."""
     store.write_bytes(SEEN, lineage.to_bytes())
+
+
+def write_known(store: Store, lineage: Lineage | None, where: str = "") -> None:
+    """Writes what was seen, where that is known; else warns that `where` does not say it."""
+    if lineage is not None:
+        write(store, lineage)
+    else:
+        log.warn(
+            "unseen",
+            f"{where or store.url} does not say what it saw: something that it is made of does "
+            "not (pre-training and sweeps refuse it)",
+        )
 
 
 def united(urls: Iterable[str | None]) -> Lineage | None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from medray import lease as leases
-from medray import log
+from medray import lineage, log
 from medray.archive import report
 from medray.archive.plan import PLAN, Places, Plan, difference, read_plan, write_plan
 from medray.archive.worker import STATE, Result, finished
 from medray.errors import ResourceError, UsageError
 from medray.lease import Lease
+from medray.lineage import Lineage
 from medray.records import Shard, ShardIndex
 from medray.shards import INDEX, read_index, write_index
 from medray.store import PART, Store
@@ -39,9 +40,17 @@ class Options:
     wait_s: float = leases.WAIT_S
 
 
-def make(plan: Plan, places: Places, url: str, run: Run, options: Options) -> ShardIndex:
+def make(
+    plan: Plan,
+    places: Places,
+    url: str,
+    run: Run,
+    options: Options,
+    seen: Lineage | None = None,
+) -> ShardIndex:
     """Makes what is missing of an archive, index last; the same command goes on after anything.
 
+    `seen` is what generator, latents and classifier saw (None: not known), written beside it.
     UsageError where another plan's archive is there, ResourceError while another command writes to
     it, GateError where a shard's addresses do not fill it.
     """
@@ -57,6 +66,7 @@ def make(plan: Plan, places: Places, url: str, run: Run, options: Options) -> Sh
         index = index_of(plan, [result.shard for result in results])
         facts = report.summary(plan, results, made, time.monotonic() - started_s, options)
         report.write(store, plan, index, results, facts)
+        lineage.write_known(store, seen)
         write_index(store, index)
     log.event("archived", report.table(facts), **facts)
     text = f"{url}: {facts['bytes'] / 2**20:,.1f} MiB; look at contact-*.png"
