@@ -215,8 +215,8 @@ def verify(config: ArchiveJob) -> None:
     found = check.verify(store)
     try:
         lineage.read(config.out)
-    except DataError as error:
-        found.append(error)
+    except DataError as damaged:
+        found.append(damaged)
     if not found and config.sample:
         plan, _, parts = open_archive(config.out, _overrides(config), any_render=True)
         made, found = check.remake(Worker(plan, parts, store, None, 1), config.sample, config.seed)

@@ -63,6 +63,9 @@ def samples_of(config: ClassifyJob) -> Samples:
     read = _mixed(config, real, train_facts, wanted)
     weights_2K = targets.weights(read.truth_NK, wanted.multi_label, config.max_weight)
     first = None if config.pretrain is None else _first(config, train, wanted)
+    first_weights_2K = None
+    if first is not None:
+        first_weights_2K = targets.weights(first.truth_NK, wanted.multi_label, config.max_weight)
     return Samples(
         train,
         train_facts,
@@ -74,7 +77,7 @@ def samples_of(config: ClassifyJob) -> Samples:
         targets.bias_of(weights_2K, wanted.multi_label),
         len(facts) - len(train_facts),
         first,
-        first and targets.weights(first.truth_NK, wanted.multi_label, config.max_weight),
+        first_weights_2K,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medray.records import Array
     from medray.stream import Fact, Roster
     from medray.stream.loader import Stream
+    from medray.stream.roster import Kept
 
 
 def classified(config: PgganJob) -> PgganJob:
@@ -85,6 +86,11 @@ class Chosen:
     roster: Roster
     labelled: list[Fact]
     unlabelled: list[Fact]
+
+    @property
+    def kept(self) -> Kept:
+        """Where all of them lie, as `Stream` takes it."""
+        return self.roster.kept([*self.labelled, *self.unlabelled])
 
 
 def chosen_of(config: PgganJob, sources: tuple[str, ...]) -> Chosen | None:
@@ -167,8 +173,8 @@ def stream_of(config: PgganJob, sources: tuple[str, ...], rank: int, world: int)
         on_error=config.on_error,
         cache_dir=config.cache_dir,
         threads=config.loader_threads,
-        kept=chosen and chosen.roster.kept([*chosen.labelled, *chosen.unlabelled]),
-        unlabelled=chosen and chosen.roster.kept(chosen.unlabelled),
+        kept=None if chosen is None else chosen.kept,
+        unlabelled=None if chosen is None else chosen.roster.kept(chosen.unlabelled),
     )
     if stream.channels != config.channels:
         raise UsageError(
