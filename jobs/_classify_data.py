@@ -58,7 +58,7 @@ def samples_of(config: ClassifyJob) -> Samples:
         validation = Roster(sources, config.validation_split, config.cache_dir)
         held = _usable(config, validation)
     validation_facts = labelled(held, wanted, validation)
-    _refuse_leaks(config, train, usable, mixture.patients_in(validation, held))
+    _refuse_leaks(config, train, usable, mixture.names_in(validation, held))
     real = mixture.real(sources, train, train_facts, wanted)
     read = _mixed(config, real, train_facts, wanted)
     weights_2K = targets.weights(read.truth_NK, wanted.multi_label, config.max_weight)
@@ -162,12 +162,16 @@ def _refuse_leaks(
     archives = [url for url in (config.pretrain, config.synthetic) if url is not None]
     if not archives:
         return
-    patients = validating | _of_other_splits(config)
+    held = validating | _of_other_splits(config)
     if config.exclude_patients is not None:
-        patients |= fraction.read_patients(config.exclude_patients)
+        held |= fraction.read_patients(config.exclude_patients)
+        left = _patients.without(config.exclude_patients, train, list(train.facts))
+        places = {fact.place for fact in left}
+        excluded = train.where(lambda fact: fact.place not in places)
+        held |= mixture.names_in(train, excluded)
     labels = None if config.fraction == 1 else mixture.samples_in(train, usable)
     for url in archives:
-        lineage.refuse(url, patients=patients, labels=labels)
+        lineage.refuse(url, patients=held, labels=labels)
 
 
 def _of_other_splits(config: ClassifyJob) -> set[str]:
@@ -185,7 +189,7 @@ def _of_other_splits(config: ClassifyJob) -> set[str]:
                 if error.code != "MR-D033":
                     raise
             else:
-                found |= mixture.patients_in(roster, roster.facts)
+                found |= mixture.names_in(roster, roster.facts)
     return found
 
 

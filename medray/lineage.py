@@ -85,11 +85,13 @@ class Lineage:
     def refusals(self, *, patients: Collection[str], labels: Collection[str] | None) -> list[str]:
         """Why this may not be used, in words; empty where it may.
 
-        `patients` are those that may not have been seen; `labels` the samples whose labels may have
-        been used (None: any).
+        `patients` are those that may not have been seen, and samples too: a set packed with another
+        key names the same patient otherwise, and the same image alike. `labels` are the samples
+        whose labels may have been used (None: any).
         """
         found = []
-        held = self.patients.intersection(patients)
+        held_out = frozenset(patients)
+        held = {saw.patient for saw in self.entries if {saw.patient, saw.sample} & held_out}
         if held:
             found.append(f"it saw {_patients(held)} that are held out")
         if labels is not None:

@@ -41,6 +41,13 @@ def test_a_held_out_patient_is_refused_and_another_is_not() -> None:
     assert seen.refusals(patients={"p9"}, labels=None) == []
 
 
+def test_a_held_out_image_is_known_again_under_another_name_of_its_patient() -> None:
+    seen = Lineage([ONE, TWO])
+    (said,) = seen.refusals(patients={"another-hash-of-p2", "b"}, labels=None)
+    assert "1 patient(s) (p2)" in said
+    assert seen.refusals(patients={"another-hash-of-p2", "c"}, labels=None) == []
+
+
 def test_a_label_outside_the_fraction_is_refused_and_an_image_without_its_label_is_not() -> None:
     seen = Lineage([ONE, TWO])
     assert seen.refusals(patients=(), labels={"a"}) == []

@@ -261,6 +261,14 @@ def samples_in(roster: Roster, facts: Sequence[Fact]) -> set[str]:
     }
 
 
+def names_in(roster: Roster, facts: Sequence[Fact]) -> set[str]:
+    """Patients and samples of `facts`: what an artefact may not have seen where they are held out.
+
+    Both, since a set packed with another key names the same patient otherwise.
+    """
+    return patients_in(roster, facts) | samples_in(roster, facts)
+
+
 def seen_in(roster: Roster, facts: Sequence[Fact], *, labels: bool) -> lineage.Lineage | None:
     """What a training on `facts` of `roster` saw; of synthetic images, what made them saw.
 

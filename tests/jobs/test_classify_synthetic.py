@@ -239,6 +239,7 @@ def test_excluded_patients_neither_train_nor_validate(
     [
         (Saw("val-image0", "val-p0", "val", None), "1 patient(s) (val-p0)"),
         (Saw("test-image0", "test-p3", "test", "dark"), "1 patient(s) (test-p3)"),
+        (Saw("test-image0", "of-another-key", "test", None), "1 patient(s) (of-another-key)"),
         (OF_TRAINING, ""),
     ],
 )
