@@ -113,10 +113,11 @@ def _joined(tables: Sequence[FeatureTable]) -> FeatureTable:
     return replace(
         first,
         features=np.concatenate([table.features for table in tables]),
-        **{
-            name: tuple(value for table in tables for value in getattr(table, name))
-            for name in ("keys", "labels", "findings", "patients", "samples")
-        },
+        keys=tuple(key for table in tables for key in table.keys),
+        labels=tuple(label for table in tables for label in table.labels),
+        findings=tuple(found for table in tables for found in table.findings),
+        patients=tuple(patient for table in tables for patient in table.patients),
+        samples=tuple(sample for table in tables for sample in table.samples),
     )
 
 
@@ -151,7 +152,7 @@ def pixel_table(
     ]
     samples = {id(f): lineage.sample_of(n, f) for n, some in roster.by_source(facts) for f in some}
     return FeatureTable(
-        features=np.stack(rows) / np.float32(2**roster.bits - 1),
+        features=np.stack(rows).astype(np.float32) / np.float32(2**roster.bits - 1),
         keys=tuple(fact.key for fact in facts),
         labels=tuple(fact.label for fact in facts),
         findings=tuple(fact.labels for fact in facts),

@@ -86,8 +86,8 @@ class SearchData:
             )
         for part in self.parts:
             sides = [{self.rows.patients[n] for n in side} for side in (part.train, part.val)]
-            if met := sides[0] & sides[1]:
-                raise _leak(f"{len(met)} patient(s) are on both sides of a validation", where)
+            if both := sides[0] & sides[1]:
+                raise _leak(f"{len(both)} patient(s) are on both sides of a validation", where)
         if not np.isfinite(self.rows.features_ND).all():
             raise DataError("features are not finite", code="MR-D410", where=where)
         return self

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from medray import rng
 from medray.errors import UsageError
 from medray.metrics.classification import auroc_by_class, by_class, confusion
-from medray.tune import arms, head
+from medray.tune import arms
+from medray.tune import head as heads
 from medray.tune.cells import Cell
 from medray.tune.data import Probabilities, Rows, SearchData
 from medray.tune.head import HeadConfig, Lesson
@@ -39,7 +40,7 @@ class FeatureTrials:
     largest_ratio: float = 8.0
     pools_url: str | None = None
     acgan: Mapping[str, Any] = field(default_factory=dict)
-    _judges: dict[Any, head.Head] = field(default_factory=dict, repr=False)
+    _judges: dict[Any, heads.Head] = field(default_factory=dict, repr=False)
 
     def steps(self, cell: Cell) -> int:
         """Fits of one trial: seeds times parts."""
@@ -61,7 +62,8 @@ class FeatureTrials:
     def predict(self, cell: Cell, weights: bytes, rows: Rows) -> Probabilities:
         """What the heads say of rows on average, (N, K)."""
         said = [made.probabilities(rows.features_ND) for made in Heads.from_bytes(weights).heads]
-        return np.mean(said, axis=0, dtype=np.float64).astype(np.float32)
+        mean_NK: Probabilities = np.asarray(np.mean(said, axis=0, dtype=np.float64), np.float32)
+        return mean_NK
 
     def _of(self, cell: Cell) -> SearchData:
         return self.data[cell.fraction, cell.fold]
@@ -70,16 +72,16 @@ class FeatureTrials:
         """The seed of a fit: the same in every arm, so that arms are paired."""
         return int(rng.integers(self.seed, "tune.fit", seed * PARTS + part, 1, 0, 2**31)[0])
 
-    def _fit(self, cell: Cell, settings: Settings, seed: int, part: int) -> head.Head:
+    def _fit(self, cell: Cell, settings: Settings, seed: int, part: int) -> heads.Head:
         data, address = self._of(cell), self._address(seed, part)
         train, val = (data.rows.take(side) for side in _sides(data, part))
-        standard = head.standard_of(train.features_ND)
+        standard = heads.standard_of(train.features_ND)
         real = arms.Real(_scaled(train, standard), train.labels_N, len(data.classes), address)
         lessons = self._lessons(cell, settings, data, real, standard)
         config = HeadConfig(
             **{**vars(self.head), **{n: settings[n] for n in ("lr", "weight_decay", "jitter")}}
         )
-        return head.train(
+        return heads.train(
             lessons, (_scaled(val, standard), val.labels_N), standard, real.classes, config, address
         )
 
@@ -135,8 +137,9 @@ class FeatureTrials:
             own = (real.features_ND, real.labels_N)
             unit = np.zeros_like(standard[0]), np.ones_like(standard[1])
             self._judges.clear()
-            self._judges[key] = head.train([lesson], own, unit, real.classes, self.head, real.seed)
-        return self._judges[key].probabilities
+            self._judges[key] = heads.train([lesson], own, unit, real.classes, self.head, real.seed)
+        judge: arms.Judge = self._judges[key].probabilities
+        return judge
 
 
 def _sides(data: SearchData, part: int) -> tuple[Any, Any]:
@@ -153,7 +156,7 @@ def _scaled(rows: Rows, standard: Any) -> npt.NDArray[np.float32]:
 class Heads:
     """The heads of one seed, one for each part, as one file."""
 
-    heads: tuple[head.Head, ...]
+    heads: tuple[heads.Head, ...]
 
     def to_bytes(self) -> bytes:
         """Lengths, then each head."""
@@ -166,7 +169,7 @@ class Heads:
         """What `to_bytes` gave."""
         count = int(np.frombuffer(data, "<i8", 1)[0])
         ends = np.cumsum([8 * (count + 1), *np.frombuffer(data, "<i8", count, 8).tolist()])
-        found = [head.Head.from_bytes(data[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        found = [heads.Head.from_bytes(data[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
         return cls(tuple(found))
 
 

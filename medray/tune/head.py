@@ -142,7 +142,7 @@ def _network(dims: int, classes: int, hidden: int, seed: int) -> torch.nn.Sequen
     sizes = [dims, hidden, classes] if hidden else [dims, classes]
     layers: list[torch.nn.Module] = []
     for number, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        layer = torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
+        layer = torch.nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
         last = number + 2 == len(sizes)
         gain = 0.01 if last else 2**0.5
         drawn = rng.normals(seed, "tune.head.weights", number, fan_in * fan_out)
@@ -179,7 +179,7 @@ def _teach(
         losses_B = torch.nn.functional.cross_entropy(network(noisy_BD), wanted_B, reduction="none")
         adam.param_groups[0]["lr"] = config.lr * 0.5 * (1 + np.cos(np.pi * step / config.steps))
         adam.zero_grad()
-        (losses_B * weights_K[wanted_B]).mean().backward()
+        torch.autograd.backward((losses_B * weights_K[wanted_B]).mean())
         with torch.no_grad():
             for parameter in parameters[::2]:
                 parameter.mul_(1 - adam.param_groups[0]["lr"] * config.weight_decay)

@@ -207,4 +207,4 @@ def _said(network: Any, rows: ImageRows) -> Probabilities:
     from medray.train import validation
 
     logits_NK = validation.logits_of(network, rows.roster, rows.facts, torch.device("cpu"))
-    return special.softmax(logits_NK, axis=1).astype(np.float32)
+    return np.asarray(special.softmax(logits_NK, axis=1), np.float32)

@@ -30,6 +30,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_THRESHOLD_S": "5",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Of how Ray shows progress, and of a part of Tune that medray does not use.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
@@ -78,6 +79,8 @@ def _fit(trials: Trials, bridge: _Bridge, cpus: float) -> None:
     from ray import tune
 
     actor = tune.with_parameters(_actor_class(), trials=trials)
+    # What Tune says of failed trials is said by `told`.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="medray-tune-") as storage, _kept_folder():
         start_s = time.monotonic()
         tuner = tune.Tuner(

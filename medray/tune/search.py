@@ -20,7 +20,10 @@ import numpy as np
 from medray.tune.cells import Cell
 from medray.tune.spaces import Space, Tried, propose
 
-COMPLETE, STOPPED, FAILED = "complete", "stopped", "failed"
+State = Literal["complete", "stopped", "failed"]
+COMPLETE: Literal["complete"] = "complete"
+STOPPED: Literal["stopped"] = "stopped"
+FAILED: Literal["failed"] = "failed"
 MOST_TRIALS = 24
 
 
@@ -31,7 +34,7 @@ class Record:
     number: int
     settings: dict[str, float]
     scores: tuple[float, ...]
-    state: Literal["complete", "stopped", "failed"]
+    state: State
     error: str = ""
 
     @property

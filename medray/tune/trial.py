@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from medray.tune.cells import Cell
-from medray.tune.search import COMPLETE, FAILED, STOPPED, Record, Searches, Trial
+from medray.tune.search import COMPLETE, FAILED, STOPPED, Record, Searches, State, Trial
 from medray.tune.spaces import Settings
 
 Told = Callable[[Trial, Record], None]
@@ -42,7 +42,7 @@ def checked(score: float) -> float:
 
 def ended(trial: Trial, scores: Sequence[float]) -> Record:
     """The record of a trial that came to its end or was given up."""
-    state = COMPLETE if len(scores) == trial.steps else STOPPED
+    state: State = COMPLETE if len(scores) == trial.steps else STOPPED
     return Record(trial.number, trial.settings, tuple(scores), state)
 
 

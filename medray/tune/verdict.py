@@ -47,7 +47,8 @@ class Test:
     @property
     def present_K(self) -> Numbers:
         """Numbers of the classes that have a test row."""
-        return np.unique(self.truth_N)
+        present_K: Numbers = np.unique(self.truth_N)
+        return present_K
 
 
 @dataclass(frozen=True)
