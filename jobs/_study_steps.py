@@ -137,13 +137,13 @@ SHORT: dict[str, tuple[tuple[float, ...], bool]] = {
 
 def _images(plan: Plan, fractions: tuple[float, ...], with_features: bool) -> None:
     data = plan.packed("data", "images", plan.scale.px)
-    _baseline(plan)
     for fraction in plan.config.fractions or fractions:
         tag = f"{round(100 * fraction):03d}"
         archive = _archive(plan, data, fraction, tag)
         _sweep_of_images(plan, data, archive, fraction, tag)
         if with_features:
             _sweep_of_features(plan, data, archive, fraction, tag)
+    _baseline(plan)
 
 
 def _baseline(plan: Plan) -> None:
@@ -195,7 +195,7 @@ def _sweep_of_images(plan: Plan, data: str, archive: str, fraction: float, tag: 
     words += ("--fractions", str(fraction), "--seeds", str(scale.seeds))
     words += ("--trials", str(scale.trials), "--width", str(min(2, scale.trials)))
     words += ("--size-px", str(scale.px), "--total-images", str(scale.trial_images))
-    plan.sweep(f"images-{tag}", *words, minutes=12, needs=(archive,))
+    plan.sweep(f"images-{tag}", *words, minutes=12, needs=(data, archive))
 
 
 def _sweep_of_features(plan: Plan, data: str, archive: str, fraction: float, tag: str) -> None:
@@ -281,7 +281,7 @@ def _pretrained(plan: Plan, boxes: Path) -> str:
     phantoms = plan.trained(
         "segmenter-phantoms", "segment", "--phantoms", "brain", "--total-images", images, minutes=3
     )
-    words: Words = ("--source", str(boxes / "boxes.csv"), "--box-columns", "x0,y0,x1,y1")
+    words: Words = ("--source", str(boxes / "boxes.csv"), "--box-columns", "x0", "y0", "x1", "y1")
     packed = plan.made("boxes", "pack", *words, "--size-px", "64", "--workers", "0", minutes=0.3)
     words = ("--data", plan.folder(packed), "--total-images", images)
     return plan.trained(
