@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs import _data
+from jobs import _data, _patients
 from jobs.segment import SegmentJob
-from medray import lineage, log
+from medray import log
 from medray.errors import DataError
-from medray.lineage import Lineage
 
 if TYPE_CHECKING:
+    from medray.lineage import Lineage
     from medray.stream import Fact
     from medray.stream.masks import MaskRoster
 
@@ -28,17 +28,20 @@ class Samples:
 
 
 def samples_of(config: SegmentJob) -> Samples:
-    """Reads the records of both splits; DataError where none of one has a mask."""
+    """Reads the records of the splits; DataError where one has no sample with a mask for it."""
     train = roster_of(config, config.split)
-    validation = roster_of(config, config.validation_split)
     with_masks = masked(train)
     ours = _ours(config, train, with_masks)
-    facts = _in_fraction(config, ours)
+    usable = _in_fraction(config, ours)
+    facts, held = _parted(config, usable)
     left_out = {
         "without a mask": len(train.facts) - len(with_masks),
         "of other patients": len(with_masks) - len(ours),
-        "outside the fraction": len(ours) - len(facts),
+        "outside the fraction": len(ours) - len(usable),
     }
+    if config.validation_patients is not None:
+        return Samples(train, facts, train, held, left_out)
+    validation = roster_of(config, config.validation_split)
     chosen = _ours(config, validation, masked(validation))
     return Samples(train, facts, validation, chosen, left_out)
 
@@ -79,67 +82,78 @@ def masked(roster: MaskRoster) -> list[Fact]:
 
 
 def _ours(config: SegmentJob, roster: MaskRoster, facts: list[Fact]) -> list[Fact]:
-    """Those of the patients asked for."""
-    from medray.train import fraction, targets
+    """Those of the patients that --patients and --exclude-patients leave."""
+    from medray.train import targets
 
-    excluded = (
-        fraction.read_patients(config.exclude_patients) if config.exclude_patients else frozenset()
-    )
-    chosen = [
-        fact
-        for fact in facts
-        if targets.in_half(fact, config.patients) and fact.patient not in excluded
-    ]
+    half = [fact for fact in facts if targets.in_half(fact, config.patients)]
+    chosen = _patients.without(config.exclude_patients, roster, half)
     if not chosen:
+        others = " but the excluded ones" if config.exclude_patients else ""
         raise DataError(
-            f"no sample of split {roster.split!r} with a mask is left: patients {config.patients}, "
-            f"{len(excluded):,} excluded",
+            f"no sample of split {roster.split!r} with a mask belongs to patients "
+            f"{config.patients}{others}",
             code="MR-D072",
             where=roster.name,
-            hint="give --patients all, a shorter --exclude-patients, or a set with more patients",
+            hint="give --patients all, or a set with more patients",
         )
     return chosen
 
 
 def _in_fraction(config: SegmentJob, facts: list[Fact]) -> list[Fact]:
-    """Those of the share of patients whose masks may be used; no label is a class of its own."""
     from medray.train import fraction, targets
 
     if config.fraction == 1:
         return facts
-    labels = fraction.labels_by_patient(facts)
-    labels |= {
-        patient: {fraction.NOTHING}
-        for patient in map(targets.patient_of, facts)
-        if patient not in labels
-    }
-    chosen = fraction.in_fraction(labels, config.fraction, config.fraction_seed)
-    return [fact for fact in facts if targets.patient_of(fact) in chosen]
+    patients = fraction.in_fraction(_labels(facts), config.fraction, config.fraction_seed)
+    return [fact for fact in facts if targets.patient_of(fact) in patients]
 
 
-def lineage_of(config: SegmentJob, found: Samples) -> Lineage:
-    """What the weights are a function of: both splits with masks, and what they began with."""
-    own = [
-        lineage.of_facts(name, facts, labels=True, split=split)
-        for roster, of_split, split in (
-            (found.train, found.train_facts, "train"),
-            (found.validation, found.validation_facts, "val"),
+def _parted(config: SegmentJob, facts: list[Fact]) -> tuple[list[Fact], list[Fact]]:
+    """Samples to train on, and those of the share of patients who validate instead."""
+    from medray.train import fraction, targets
+
+    if config.validation_patients is None:
+        return facts, []
+    share = config.validation_patients
+    patients = fraction.held_for_validation(_labels(facts), share, config.seed)
+    if not patients:
+        raise DataError(
+            f"{len({targets.patient_of(fact) for fact in facts})} patient(s) are too few for "
+            f"--validation-patients {share:g}: nobody is left to validate",
+            code="MR-D072",
+            hint="leave --validation-patients out, or give a set with more patients",
         )
-        for name, facts in _by_set(roster, of_split).items()
+    held = [fact for fact in facts if targets.patient_of(fact) in patients]
+    return [fact for fact in facts if targets.patient_of(fact) not in patients], held
+
+
+def _labels(facts: list[Fact]) -> dict[str, set[str]]:
+    """Each patient's labels, by which they are stratified; no label is a class of its own."""
+    from medray.train import fraction, targets
+
+    everyone = {targets.patient_of(fact): {fraction.NOTHING} for fact in facts}
+    return everyone | fraction.labels_by_patient(facts)
+
+
+def seen(config: SegmentJob, found: Samples) -> Lineage | None:
+    """What the weights saw: all that trained or chose them, and what they began with.
+
+    None where a part does not say. The test split moves nothing: it is not among them.
+    """
+    from medray import lineage
+    from medray.train import mixture
+
+    parts = [
+        mixture.seen_in(found.train, found.train_facts, labels=True),
+        mixture.seen_in(found.validation, found.validation_facts, labels=True),
+        lineage.united([config.init_from]),
     ]
-    if config.init_from:
-        own.append(lineage.read(config.init_from) or Lineage())
-    merged = Lineage()
-    for one in own:
-        merged |= one
+    merged = lineage.Lineage()
+    for part in parts:
+        if part is None:
+            return None
+        merged |= part
     return merged
-
-
-def _by_set(roster: MaskRoster, facts: list[Fact]) -> dict[str, list[Fact]]:
-    found: dict[str, list[Fact]] = {}
-    for fact in facts:
-        found.setdefault(roster.set_names[fact.place[0]], []).append(fact)
-    return found
 
 
 def tell(found: Samples) -> None:

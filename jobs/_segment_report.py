@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._classify_report import shown
-from jobs._segment_data import Samples, masked, roster_of
+from jobs._segment_data import Samples, masked, roster_of, seen
 from jobs.segment import SegmentJob
 from medray import config as configuration
 from medray import log, report
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from medray.lineage import Lineage
     from medray.models.segmenter import Segmenter
     from medray.stream import Fact
     from medray.stream.masks import MaskRoster
@@ -66,7 +67,7 @@ def leave(
         log.event("test", f"judging {len(facts):,} images of the test split", samples=len(facts))
         judged = validation.judge(model, roster, facts, device)
         figures["test"] = validation.figures(judged, config.seed, config.interval_draws)
-    figures["segmenter_sha256"] = _save(config, run, model, figures, summary)
+    figures["segmenter_sha256"] = _save(config, run, model, figures, summary, seen(config, found))
     validation.draw_progress(run)
     rows = chosen(judged)
     run.write_picture("overlays.png", overlays_png(model, roster, facts, rows, device))
@@ -80,9 +81,12 @@ def _save(
     model: Segmenter,
     figures: dict[str, Any],
     summary: dict[str, Any],
+    saw: Lineage | None,
 ) -> str:
+    from medray import lineage
     from medray.models import weights
 
+    lineage.write_known(run.store.child("model"), saw, run.store.url)
     about = {
         "kind": "segmenter",
         "arguments": model.arguments(),

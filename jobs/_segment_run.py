@@ -8,10 +8,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jobs import _data
-from jobs._segment_data import Samples, lineage_of, samples_of, sources_of, tell
+from jobs._segment_data import Samples, samples_of, sources_of, tell
 from jobs.segment import SegmentJob
 from medray import config as configuration
-from medray import lineage, log
+from medray import log
 from medray.dist.context import Context, launch, threads_for
 from medray.errors import UsageError
 from medray.rundir import RunDir, numbered, stored_config
@@ -153,7 +153,6 @@ def _trained(config: SegmentJob, context: Context, run: RunDir) -> dict[str, Any
         )
         summary = {**fit.run(), "ended_early": fit.ended_early}
         if context.rank == 0:
-            lineage.write(run.store.child("model"), lineage_of(config, found))
             summary |= leave(config, run, algorithm, found, summary)
         context.barrier()
     return summary

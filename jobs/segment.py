@@ -43,14 +43,20 @@ class SegmentJob(RunJob, SegmenterConfig):
     )
     exclude_patients: Location | None = Field(
         None,
-        description="file of patients (keyed hashes, one a line) to leave out of training and "
-        "validation",
+        description="keyed patient hashes, one a line: left out of training and validation",
         json_schema_extra={"metavar": "FILE"},
     )
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="share of the patients to train on, stratified by class"
+    validation_patients: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the patients to train on who validate instead; --validation-split is "
+        "not read then",
     )
-    fraction_seed: int = Field(0, ge=0, description="which patients: the smaller share is nested")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the patients whose masks are used, class by class"
+    )
+    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
     interval_draws: int = Field(1000, ge=20, description="draws of the bootstrap over patients")
     on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
     cache_dir: Location | None = Field(
@@ -77,7 +83,9 @@ class SegmentJob(RunJob, SegmenterConfig):
     def _fits(self) -> SegmentJob:
         if self.batch % self.workers:
             raise ValueError(f"batch {self.batch} is not a multiple of workers {self.workers}")
-        splits = [self.split, self.validation_split]
+        splits = [self.split]
+        if self.validation_patients is None:
+            splits.append(self.validation_split)
         if self.evaluate_split == "test":
             splits.append("test")
         if len(set(splits)) < len(splits):
