@@ -15,7 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.transforms import AffineGrid, Resample
+from monai.transforms.spatial.array import AffineGrid, Resample
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,7 +37,7 @@ class AugmentPairs:
         self._config, self._device = config, device
         # Beyond its edge a picture goes on as it ends: black around a brain, tissue in a crop.
         self._read = Resample(
-            mode="bilinear", padding_mode="border", device=device, dtype=torch.float32
+            mode="bilinear", padding_mode="border", device=device, dtype=np.float32
         )
 
     def __call__(
@@ -74,7 +74,9 @@ class AugmentPairs:
             scale_params=(zoom, zoom * flip),
             device=self._device,
         )
-        grid_3HW = make(spatial_size=(px, px))[0].as_subclass(Tensor)
+        made, _ = make(spatial_size=(px, px))
+        assert made is not None, "a grid that is not made lazily"
+        grid_3HW = made.as_subclass(Tensor)
         grid_3HW[:2] += bent_2HW
         return grid_3HW
 
