@@ -93,6 +93,9 @@ class ClassifierConfig(Frozen):
 
     @property
     def patience(self) -> int:
-        """Images without a better score after which training stops; fine-tuning's alone count."""
-        share = max(1, 2 * (self.total_images - self.pretrain_images) // 5)
+        """Images without a better score after which training stops.
+
+        Those of pre-training do not count, but the share is of both stages: as patient as without.
+        """
+        share = max(1, 2 * self.total_images // 5)
         return share if self.patience_images is None else self.patience_images
