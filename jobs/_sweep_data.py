@@ -110,21 +110,11 @@ def _rows(table: FeatureTable, classes: tuple[str, ...], unit: str) -> Rows:
     return Rows(np.ascontiguousarray(kept.features), labels_N, kept.patients, kept.keys)
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    key: str
-    label: str | None
-    labels: dict[str, int | None]
-    patient: str
-
-
 def _in_fraction(config: SweepJob, table: FeatureTable, share: float) -> FeatureTable:
     """The rows of the patients whose labels may be used: the same that medray classify takes."""
-    facts = [
-        _Labelled(*row)
-        for row in zip(table.keys, table.labels, table.findings, table.patients, strict=True)
-    ]
-    chosen = fraction.in_fraction(fraction.labels_by_patient(facts), share, config.fraction_seed)
+    chosen = fraction.in_fraction(
+        fraction.labels_by_patient(table.facts()), share, config.fraction_seed
+    )
     return table.take([n for n, patient in enumerate(table.patients) if patient in chosen])
 
 
@@ -153,7 +143,7 @@ def _search_data(
     if allowed_split:
         held |= _test_names(config, source)
         _refuse_met(table, held)
-    _refuse(config, fold, held, set(chosen.samples))
+    _refuse(config, fold, held, _outside(table, chosen))
     archive = source.archive(fold)
     if archive is not None:
         check_same(table, archive)
@@ -201,7 +191,7 @@ def _test_names(config: SweepJob, source: Tables) -> set[str]:
     roster = Roster([Source(url) for url in urls if url], "test", config.cache_dir)
     facts = list(roster.facts)
     patients = {targets.patient_of(fact) for fact in facts if fact.patient}
-    return patients | mixture.patients_in(roster, facts) | mixture.samples_in(roster, facts)
+    return patients | mixture.names_in(roster, facts)
 
 
 def _refuse_met(table: FeatureTable, held: set[str]) -> None:
@@ -215,11 +205,28 @@ def _refuse_met(table: FeatureTable, held: set[str]) -> None:
         )
 
 
-def _refuse(config: SweepJob, fold: int | None, held: set[str], allowed: set[str]) -> None:
-    """DataError for an artefact that saw who is held out, or a label outside the fraction."""
+def _outside(table: FeatureTable, chosen: FeatureTable) -> set[str]:
+    """Samples and patients of the set whose labels are not those of the fraction."""
+    everyone, allowed = ({*t.samples, *t.patients} for t in (table, chosen))
+    return everyone - allowed
+
+
+def _refuse(config: SweepJob, fold: int | None, held: set[str], outside: set[str]) -> None:
     for url in (config.features, config.synthetic):
         if url is not None:
-            lineage.refuse(url_of(url, fold), patients=held, labels=allowed)
+            refuse_artefact(url_of(url, fold), held, outside)
+
+
+def refuse_artefact(url: str, held: set[str], outside: set[str]) -> None:
+    """DataError for an artefact that saw who is held out, or a label outside the fraction.
+
+    Labels of other sets (phantoms, a set to pre-train on) are no labels of this one: only those of
+    `outside`, samples or patients of the set that the fraction leaves out, are.
+    """
+    saw = lineage.read(url)
+    used = () if saw is None else saw.entries
+    fine = {s.sample for s in used if s.sample not in outside and s.patient not in outside}
+    lineage.refuse(url, patients=held, labels=fine)
 
 
 def _warn_absent(rows: Rows, classes: tuple[str, ...], split: str) -> None:
@@ -264,7 +271,7 @@ def _on_images(config: SweepJob) -> Prepared:
     )
     test = Roster([Source(url) for url in config.data], "test", config.cache_dir)
     names = {
-        split: mixture.patients_in(roster, roster.facts) | mixture.samples_in(roster, roster.facts)
+        split: mixture.names_in(roster, roster.facts)
         for split, roster in (("val", trials.val.roster), ("test", test))
     }
     train = mixture.patients_in(trials.train, trials.train.facts)
@@ -275,14 +282,10 @@ def _on_images(config: SweepJob) -> Prepared:
             where=trials.train.name,
             hint="pack the set with a split by patient",
         )
-    for share in config.fractions:
-        if config.synthetic is not None:
-            facts = trials.facts_of(share)
-            lineage.refuse(
-                config.synthetic,
-                patients=names["val"] | names["test"],
-                labels=mixture.samples_in(trials.train, facts),
-            )
+    known = mixture.names_in(trials.train, trials.train.facts)
+    for share in config.fractions if config.synthetic else ():
+        outside = known - mixture.names_in(trials.train, trials.facts_of(share))
+        refuse_artefact(str(config.synthetic), names["val"] | names["test"], outside)
     count = len(trials.facts_of(config.fractions[-1]))
     return Prepared(
         trials,

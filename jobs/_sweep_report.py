@@ -205,7 +205,7 @@ def _chosen(summary: dict[str, Any]) -> list[list[str]]:
         trials = ", ".join(f"{n} {state}" for state, n in sorted(search["trials"].items()))
         said = "none"
         if best is not None:
-            settings = ", ".join(f"{n} {v:.3g}" for n, v in best["settings"].items())
+            settings = ", ".join(f"{n} {v:.3g}" for n, v in sorted(best["settings"].items()))
             said = f"{best['validation']:.4f} with {settings}"
         rows.append([search["cell"], trials, said])
     return rows

@@ -134,7 +134,7 @@ def _frozen(trial: Tried, distributions: Mapping[str, Any]) -> Any:
 
     state = TrialState.FAIL if trial.score is None else TrialState.COMPLETE
     return create_trial(
-        params=dict(trial.settings),
+        params={name: trial.settings[name] for name in distributions},
         distributions=dict(distributions),
         value=trial.score,
         state=state,

@@ -88,7 +88,8 @@ def metrics_of(test: Test) -> dict[str, Scores]:
     truth_N, present_K, classes = test.truth_N, test.present_K, len(test.classes)
 
     def said(scores_NK: Floats) -> Numbers:
-        return scores_NK.argmax(axis=1).astype(np.int64)
+        said_N: Numbers = scores_NK.argmax(axis=1).astype(np.int64)
+        return said_N
 
     found: dict[str, Scores] = {
         PRIMARY: lambda c, s: weighted.recalls(c, said(s), truth_N, classes)[:, present_K].mean(1),

@@ -1,0 +1,56 @@
+"""Trials on Ray Tune find what one process finds; a crash or a death fails its trial alone."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from medray.tune.on_ray import run_on_ray
+from medray.tune.trial import run_here
+from tests.tune.toys import Formula, records, searches
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass
+class Deadly(Formula):
+    """Dies with its process in the arm class-weights, at the second step of the first trial."""
+
+    def score(self, cell, settings, step):
+        if cell.arm == "class-weights" and step == 1 and settings["lr"] == 0.01:
+            os._exit(3)
+        return super().score(cell, settings, step)
+
+
+def test_tune_finds_what_one_process_finds_and_gives_back_its_resources(ray_cluster):
+    import ray
+
+    arms = ("none", "smote", "mixup")
+    trials = Formula(length=9, broken=("mixup",))
+    here, there = (searches(trials, arms, count=8) for _ in range(2))
+    run_here(trials, here, lambda t, r: None)
+    told = []
+    spent = run_on_ray(trials, there, lambda t, r: told.append(t.name))
+    assert records(here) == records(there)
+    states = [r.state for search in there for r in search.records.values()]
+    assert {"complete", "stopped", "failed"} == set(states)
+    assert len(told) == len(set(told)) == spent.trials == 24 and spent.side_by_side == 2
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == 2:
+            break
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+    # Nothing is left to do: nothing is started.
+    assert run_on_ray(trials, there, lambda t, r: told.append("again")).trials == 0
+    assert "again" not in told
+
+
+@pytest.mark.chaos
+def test_a_trial_whose_worker_dies_twice_fails_alone(ray_cluster):
+    found = searches(Deadly(), ("none", "class-weights"), count=3)
+    run_on_ray(Deadly(), found, lambda t, r: None)
+    none, weights = (list(search.records.values()) for search in found)
+    assert [r.state for r in none[:2]] == ["complete"] * 2 and not any(r.error for r in none)
+    assert (weights[0].state, weights[0].error) == ("failed", "the worker died")
+    assert "complete" in {r.state for r in weights[1:]}
