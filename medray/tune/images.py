@@ -99,6 +99,7 @@ class ImageTrials:
         with torch.no_grad():
             for name, tensor in load_tensors(weights).items():
                 dict(network.average.named_parameters())[name].copy_(tensor)
+        network.context.close()
         return _said(network.average, rows)
 
     # --- what there is ------------------------------------------------------------------------
@@ -198,6 +199,7 @@ class ImageTrials:
                     )
                     loss = validation.balanced_log_loss(logits_NK, truth_NK, self.task)
                     training.keep_if_best(loss, done)
+        training.context.close()
         return training.take_best()
 
 
