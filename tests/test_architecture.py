@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "pack": BASE | ONE,
     "stream": BASE | ONE,
     "train": BASE | ONE | {"dist", "stream"},
-    "sample": BASE | ONE,
+    # An ACGAN may be fitted where it is used: its training is imported when it is.
+    "sample": BASE | ONE | {"train"},
     "evaluate": BASE | ONE | {"stream"},
     "archive": BASE | ONE | {"sample", "evaluate"},
     "tune": BASE | ONE | {"dist", "pack", "stream", "train", "sample", "evaluate", "archive"},
