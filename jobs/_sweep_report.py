@@ -124,13 +124,15 @@ def _best(record: Record | None) -> dict[str, Any] | None:
 
 
 def _ratios(searches: Searches) -> dict[str, list[tuple[float, float]]]:
-    """Best mean validation score of complete trials by ratio, mean over the folds."""
+    """Best mean validation score of complete trials by ratio, mean over the folds; none at 0."""
     best: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
     for search in searches:
         for record in search.records.values():
-            if record.state == "complete" and "ratio" in record.settings:
+            none = {"ratio": 0.0} if search.cell.arm == BASELINE else {}
+            ratio = {**none, **record.settings}.get("ratio")
+            if record.state == "complete" and ratio is not None:
                 name = f"{search.cell.arm}, {search.cell.fraction:.0%}"
-                by_cell = best[name, record.settings["ratio"]]
+                by_cell = best[name, ratio]
                 score = mean(record.scores)
                 by_cell[search.cell.name] = max(score, by_cell.get(search.cell.name, score))
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)

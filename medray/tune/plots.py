@@ -38,8 +38,8 @@ def forest_png(verdicts: Sequence[Verdict], margin: float) -> bytes:
     axes.axvline(100 * margin, color="grey", linewidth=0.8, linestyle=":")
     level = shown[0].level if shown else 0.95
     axes.set_xlabel(
-        f"points of balanced accuracy over {BASELINE!r} on the test split; simultaneous intervals, "
-        f"{100 * level:.2f}% each; dotted: the gain that matters",
+        f"points of balanced accuracy over {BASELINE!r} on the test split\n"
+        f"simultaneous intervals, {100 * level:.2f}% each; dotted: the gain that matters",
         fontsize=7,
     )
     axes.tick_params(axis="x", labelsize=8)
