@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medray import log
+from medray.errors import DataError
 
 if TYPE_CHECKING:
     from medray.stream import Fact, Roster
@@ -51,5 +52,12 @@ def parted(facts: list[Fact], share: float | None, seed: int) -> tuple[list[Fact
     if share is None:
         return facts, []
     patients = fraction.held_for_validation(fraction.labels_by_patient(facts), share, seed)
+    if not patients:
+        raise DataError(
+            f"too few patients for --validation-patients {share:g}: every class has one at most, "
+            "which trains",
+            code="MR-D072",
+            hint="leave --validation-patients out, or give a set with more patients",
+        )
     held = [fact for fact in facts if targets.patient_of(fact) in patients]
     return [fact for fact in facts if targets.patient_of(fact) not in patients], held

@@ -359,6 +359,15 @@ def test_a_class_with_one_patient_trains_and_does_not_validate(
     assert "no sample of split train has light" in capsys.readouterr().err
 
 
+def test_one_patient_a_class_leaves_nobody_to_validate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path / "set", samples("train", 2, 2), samples("val", 4, 4))
+    flags = ("--data", data, "--validation-patients", "0.2", "--dry-run")
+    assert run(tmp_path / "run", *flags) == 3
+    assert "too few patients for --validation-patients 0.2" in capsys.readouterr().err
+
+
 @pytest.mark.chaos
 def test_killed_anywhere_in_either_stage_it_leaves_the_same_bytes(tmp_path: Path) -> None:
     url = archive(tmp_path, OF_TRAINING)
