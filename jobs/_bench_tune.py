@@ -2,7 +2,7 @@
 
 Ours is the time of two CPUs, while trials run, that no trial used (actors that start, results on
 their way, decisions, waiting at the end); the other is the summed time of the trials. The trials
-are real ones on features: 1,000 rows of 512 dimensions, three arms, nine fits each.
+are real ones on features: 1,000 rows of 512 dimensions, four arms of 24 trials, nine fits each.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from medray.tune.trial import run_here
 
 ROWS = ("tune_overhead",)
 COUNT, DIMS, CLASSES = 1000, 512, ("a", "b", "c")
-ARMS = ("none", "class-weights", "smote")
-TRIALS, SEEDS, INNER, SIDE_BY_SIDE = 16, 3, 3, 2
+ARMS = ("none", "class-weights", "smote", "gaussian")
+TRIALS, SEEDS, INNER, SIDE_BY_SIDE = 24, 3, 3, 2
 
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
 

@@ -31,6 +31,8 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_THRESHOLD_S": "5",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # How many wait is the bridge's to say; Tune's one would let actors start one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     # Of how Ray shows progress, and of a part of Tune that medray does not use.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
@@ -187,10 +189,14 @@ def _actor_class() -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
+            """Fits up to the next rung: before it nothing is decided."""
             trial, error, start_s = self._trial, "", time.monotonic()
             try:
-                step = len(self._scores)
-                self._scores.append(checked(self._trials.score(trial.cell, trial.settings, step)))
+                for step in range(len(self._scores), trial.steps):
+                    score = self._trials.score(trial.cell, trial.settings, step)
+                    self._scores.append(checked(score))
+                    if len(self._scores) in trial.cutoffs:
+                        break
             except Exception as failure:
                 error = short(failure)
             self._spent_s += time.monotonic() - start_s
