@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from jobs import _out
-from jobs._latents_plan import alone
 from jobs.features import FeaturesJob
 from medray import lineage, log
 from medray.dist.pool import run_on_actors
@@ -65,7 +64,7 @@ def take(config: FeaturesJob) -> None:
         _describe(config, index, taker, workers)
         return
     store = Store(config.out)
-    with alone(store, "command"):
+    with _out.alone(store, "command"):
         if _out.start(store, facts, what="features", done=INDEX, overwrite=config.overwrite):
             log.event("complete", f"{config.out} is complete: nothing to do")
             return

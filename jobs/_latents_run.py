@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from jobs import _latents_report as latents_report
-from jobs._latents_plan import Plan, alone, describe, make_plan, start, workers_of
+from jobs import _out
+from jobs._latents_plan import Plan, describe, make_plan, workers_of
 from jobs.latents import LatentsJob
 from medray import lineage, log
 from medray.dist.pool import run_on_actors
@@ -21,7 +22,7 @@ from medray.errors import GateError, UsageError
 from medray.models.weights import load_classifier, load_generator
 from medray.sample.conditional import refuse_conditional
 from medray.sample.images import Renderer
-from medray.sample.latents import LatentModel, Target
+from medray.sample.latents import ABOUT, LatentModel, Target
 from medray.sample.latents_check import Bench, Judge
 from medray.sample.latents_fit import LEAST_LATENTS, fit
 from medray.sample.latents_optimise import Chunk, Pair, Settings, optimise
@@ -64,8 +65,8 @@ def search(config: LatentsJob) -> None:
         describe(config, pair, plan, workers)
         return
     store = Store(config.out)
-    with alone(store):
-        if start(store, plan, config.overwrite):
+    with _out.alone(store, "search"):
+        if _out.start(store, plan.facts, what="latents", done=ABOUT, overwrite=config.overwrite):
             log.event("complete", f"{config.out} is complete: nothing to do", plan=plan.hash)
             gate(config, json.loads(store.read_bytes(latents_report.SUMMARY)))
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medray.errors import UsageError
-from medray.store import Store
+from medray.store import Store, make_folder
 
 PLAN = "plan.json"
 # A lock of the process that writes; no part of the result.
@@ -20,6 +22,24 @@ Facts = Mapping[str, Any]
 def plan_hash(facts: Facts) -> str:
     """SHA-256 of what decides a result."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def alone(store: Store, what: str) -> Iterator[None]:
+    """Keeps a second `what` out of a folder; the kernel frees it when this process ends."""
+    if not store.is_local:
+        yield
+        return
+    make_folder(store.path())
+    with open(store.path(LOCK), "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"another {what} is writing to {store.url}",
+                hint="wait for it, or take another --out",
+            ) from None
+        yield
 
 
 def start(store: Store, facts: Facts, *, what: str, done: str, overwrite: bool) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs import _data, _out
-from jobs._latents_plan import alone
 from jobs._study_data import BOXES, PUBLISHED, unpacked
 from jobs._study_page import leave
 from jobs._study_steps import SCALES, Plan, Step, plan, write_folds
@@ -39,7 +38,7 @@ def study(config: StudyJob) -> None:
     if config.dry_run:
         _describe(_plan(config, Path(config.out) / "source"))
         return
-    with alone(store, "study"):
+    with _out.alone(store, "study"):
         if _out.start(
             store, _facts(config), what="a study", done=SUMMARY, overwrite=config.overwrite
         ):

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import _out
 from jobs._sweep_data import Prepared
 from jobs.sweep import ON_FEATURES, ON_IMAGES, SweepJob
 from medray import config as configuration
@@ -18,7 +19,7 @@ from medray.tune.cells import cells_of
 from medray.tune.search import Search, Searches
 from medray.tune.verdict import BASELINE
 
-PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
+SUMMARY = "summary.json"
 SCHEMA = "medray.sweep-plan/1"
 # How a sweep is carried out: it finds the same.
 CARRIED_OUT = frozenset("backend workers cpus_per_trial cache_dir".split())
@@ -34,7 +35,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of the facts."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        return _out.plan_hash(self.facts)
 
 
 def arms_of(config: SweepJob) -> tuple[str, ...]:
@@ -91,37 +92,6 @@ def searches_of(config: SweepJob, prepared: Prepared, arms: tuple[str, ...]) -> 
 def comparisons(config: SweepJob, arms: tuple[str, ...]) -> int:
     """Differences that the verdict speaks of: arms but the baseline, at every fraction."""
     return max(1, (len(arms) - 1) * len(config.fractions))
-
-
-def start(store: Store, plan: Plan, overwrite: bool) -> bool:
-    """Makes the place ready; whether there is nothing left to do."""
-    there = [name for name in store.names() if name != LOCK]
-    if overwrite and PLAN in there:
-        for name in [n for n in there if n != PLAN] + [PLAN]:
-            store.remove(name)
-        there = []
-    if not there:
-        content = {"hash": plan.hash, "plan": plan.facts}
-        store.write_bytes(PLAN, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-        return False
-    try:
-        before = json.loads(store.read_bytes(PLAN))
-    except (FileNotFoundError, ValueError):
-        raise UsageError(
-            f"--out {store.url} is not empty and holds no sweep", hint="take an empty place"
-        ) from None
-    if before["hash"] != plan.hash:
-        old = before["plan"]
-        differing = "; ".join(
-            f"{name} was {old.get(name)!r}, is {plan.facts.get(name)!r}"
-            for name in sorted({*old, *plan.facts})
-            if old.get(name) != plan.facts.get(name)
-        )
-        raise UsageError(
-            f"--out {store.url} holds a sweep of another plan: {differing}",
-            hint="take another --out, give the same flags, or --overwrite",
-        )
-    return SUMMARY in there
 
 
 def describe(config: SweepJob, prepared: Prepared, plan: Plan, searches: Searches) -> None:

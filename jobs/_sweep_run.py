@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from jobs import _out
 from jobs import _sweep_report as sweep_report
-from jobs._latents_plan import alone
 from jobs._sweep_data import Prepared, prepare
 from jobs._sweep_plan import (
     SUMMARY,
@@ -22,7 +22,6 @@ from jobs._sweep_plan import (
     describe,
     make_plan,
     searches_of,
-    start,
 )
 from jobs.sweep import SweepJob
 from medray import log
@@ -53,8 +52,8 @@ def sweep(config: SweepJob) -> None:
         describe(config, prepared, plan, searches)
         return
     store = Store(config.out)
-    with alone(store):
-        if start(store, plan, config.overwrite):
+    with _out.alone(store, "sweep"):
+        if _out.start(store, plan.facts, what="a sweep", done=SUMMARY, overwrite=config.overwrite):
             log.event("complete", f"{config.out} is complete: nothing to do", plan=plan.hash)
             return
         _write_folds(store, prepared)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import _latents_run as latents_run
+from jobs import _out
 from jobs.latents import main
 from medray.images import decode_png
 from medray.models.weights import load_classifier, load_generator
@@ -142,7 +143,7 @@ def test_a_place_with_other_things_in_it_is_left_alone(runs, tmp_path, capsys):
 
 
 def test_a_second_search_on_one_place_is_refused(runs, tmp_path, capsys):
-    with latents_run.alone(Store(tmp_path / "out")):
+    with _out.alone(Store(tmp_path / "out"), "search"):
         assert run(runs, tmp_path / "out") == 2
     assert "another search is writing" in capsys.readouterr().err
 
