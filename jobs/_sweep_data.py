@@ -150,6 +150,7 @@ def _search_data(
     synthetic = None if archive is None else _rows(archive, classes, "sample")
     for part in parts:
         _warn_absent(rows.take(part.val), classes, "val")
+        _warn_few(rows.take(part.train), classes, share)
     _warn_alone(rows, classes)
     return SearchData(rows, tuple(parts), classes, synthetic).check(frozenset(), table.url)
 
@@ -239,6 +240,17 @@ def _warn_absent(rows: Rows, classes: tuple[str, ...], split: str) -> None:
             f"no row to {KINDS[split]} has {', '.join(absent)}: no figures for it there",
             split=split,
             classes=absent,
+        )
+
+
+def _warn_few(rows: Rows, classes: tuple[str, ...], share: float) -> None:
+    counts = np.bincount(rows.labels_N, minlength=len(classes))
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
+        log.warn(
+            "too_few",
+            f"at {share:.0%} of the labels {', '.join(few)} has fewer than 2 rows to train on: "
+            "what is fitted on them (smote, adasyn, gaussian, acgan) draws none of it",
+            classes=few,
         )
 
 

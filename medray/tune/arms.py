@@ -20,7 +20,7 @@ from medray.errors import UsageError
 from medray.sample import features as samplers
 from medray.train import targets
 from medray.tune.data import Features, Numbers, Probabilities
-from medray.tune.spaces import SYNTHETIC, Settings
+from medray.tune.spaces import NEEDS_ARCHIVE, SYNTHETIC, Settings
 
 # Candidates for each synthetic row wanted, where a threshold drops some; the archive has its own.
 SURPLUS = 4
@@ -86,12 +86,15 @@ def add(
     candidates: Candidates,
     judge: Judge | None,
     ratio_of: str = "minority",
+    least: int = 1,
 ) -> Added:
     """The synthetic rows of an arm: the first of its candidates that `judge` takes for their class.
 
-    With a threshold of 0 every candidate is taken. Fewer than wanted where they run out.
+    With a threshold of 0 every candidate is taken. Fewer than wanted where they run out; none of a
+    class with fewer than `least` real rows.
     """
     wanted_K = wanted_of(real.counts_K, settings["ratio"], ratio_of)
+    wanted_K = np.where(real.counts_K >= least, wanted_K, 0)
     threshold = settings.get("threshold", 0.0)
     asked_K = wanted_K * (SURPLUS if threshold else 1)
     labels_M = np.repeat(np.arange(len(asked_K)), asked_K).astype(np.int64)
@@ -114,8 +117,7 @@ def fitted(arm: str, real: Real, acgan: Mapping[str, Any] | None = None) -> Cand
     `acgan` are a GAN's settings (`ACGANConfig`). UsageError where a class has too few rows.
     """
     sampler = _sampler(arm, real, acgan or {})
-    # Classes too small to be fitted on are left out here, and refused where they are asked for.
-    fitting_N = np.isin(real.labels_N, np.flatnonzero(real.counts_K >= _least(arm)))
+    fitting_N = np.isin(real.labels_N, np.flatnonzero(real.counts_K >= least_of(arm)))
     sampler.fit(real.features_ND[fitting_N], real.labels_N[fitting_N])
 
     def draw(labels_M: Numbers) -> Pair:
@@ -125,13 +127,13 @@ def fitted(arm: str, real: Real, acgan: Mapping[str, Any] | None = None) -> Cand
     return draw
 
 
-def _least(arm: str) -> int:
-    """Rows that a class needs to be fitted on."""
-    return {"mixup": 1}.get(arm, 2)
+def least_of(arm: str) -> int:
+    """Real rows that a class needs for an arm to draw more of it."""
+    return 1 if arm in ("mixup", *NEEDS_ARCHIVE) else 2
 
 
 def _sampler(arm: str, real: Real, acgan: Mapping[str, Any]) -> Any:
-    counts = real.counts_K[real.counts_K >= _least(arm)]
+    counts = real.counts_K[real.counts_K >= least_of(arm)]
     k = min(NEIGHBOURS, int(counts.min(initial=NEIGHBOURS + 1)) - 1)
     if arm in ("smote", "adasyn"):
         return (samplers.SMOTE if arm == "smote" else samplers.ADASYN)(max(1, k))

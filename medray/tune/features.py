@@ -99,7 +99,7 @@ class FeatureTrials:
         source = self._candidates(cell.arm, data, real, standard)
         # Pre-training meets every class: it is to learn what the classes look like.
         of = "all" if cell.arm == "pretrain" else self.ratio_of
-        added = arms.add(real, settings, source, judge, of)
+        added = arms.add(real, settings, source, judge, of, arms.least_of(cell.arm))
         if not len(added.labels_M):
             return [plain]
         if cell.arm == "pretrain":

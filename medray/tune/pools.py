@@ -39,7 +39,8 @@ class Pools:
         return found["rows"], found["labels"]
 
     def _made(self, arm: str, real: arms.Real, most_K: Numbers) -> arms.Pair:
-        labels_M = np.repeat(np.arange(len(most_K)), most_K).astype(np.int64)
+        can_K = np.where(real.counts_K >= arms.least_of(arm), most_K, 0)
+        labels_M = np.repeat(np.arange(len(can_K)), can_K).astype(np.int64)
         return arms.fitted(arm, real, self._acgan)(labels_M)
 
     def _digest(self, real: arms.Real, most_K: Numbers) -> str:

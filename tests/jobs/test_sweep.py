@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ import pytest
 
 from jobs import _sweep_run as sweep_run
 from jobs.sweep import main
+from medray import lineage, phantoms, shards
 from medray.images import decode_png
+from medray.store import Store
+from medray.stream import Roster, Source
 from medray.train.fraction import in_fraction
 from medray.tune import features as trials
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
 from tests.feature_sets import make_features, rows_of
 from tests.jobs import sweep_runs
-from tests.jobs.sweep_runs import CLASSES, features, saw, words
+from tests.jobs.sweep_runs import CLASSES, SMALL, features, saw, words
 
 
 @pytest.fixture(autouse=True)
@@ -382,3 +386,53 @@ def test_phantoms_need_no_data(tmp_path):
     more = ("--phantoms", "brain", "--phantom-images", "120", "--cache-dir", str(tmp_path / "c"))
     assert main([*small, *more, "--arms", "none,smote", "--trials", "1"]) == 0
     assert set(said(tmp_path / "out")) == {"none", "smote"}
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, seed, count in (("real", 0, 90), ("archive", 1, 60)):
+        made = list(phantoms.dataset("brain", seed, count, 16))
+        classes = phantoms.CLASSES["brain"]
+        url = folder / name
+        shards.write_set(url, made, name=name, classes=classes, size_px=16, encoding="raw")
+    lineage.write(Store(folder / "archive"), lineage.Lineage())
+    return folder
+
+
+def of_images(images, out, *more):
+    small = ("--size-px", "16", "--model-width", "8", "--total-images", "64", "--batch", "16")
+    given = ("--data", f"{images}/real", "--synthetic", f"{images}/archive", "--out", f"{out}")
+    return [*given, *SMALL, "--trials", "1", "--seeds", "1", *small, *more]
+
+
+def test_a_sweep_on_images_compares_archive_and_pre_training(images, tmp_path):
+    out = tmp_path / "out"
+    assert main(of_images(images, out, "--arms", "none,archive,pretrain")) == 0
+    assert set(said(out)) == {"none", "archive", "pretrain"}
+    assert len(list((out / "touched").rglob("*.json"))) == 3
+
+
+def test_images_shrunk_to_pixels_take_every_arm_in_seconds(images, tmp_path):
+    more = ("--pixels", "4", "--arms", "none,smote,archive", "--folds", "2", "--inner", "2")
+    assert main(of_images(images, tmp_path / "out", *more)) == 0
+    assert set(said(tmp_path / "out")) == {"none", "smote", "archive"}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_archive_of_images_that_saw_a_held_out_patient_is_refused(
+    images, tmp_path, capsys, split
+):
+    patient = next(f.patient for f in Roster([Source(f"{images}/real")], split).facts if f.patient)
+    shutil.copytree(images, tmp_path / "sets")
+    lineage.write(Store(tmp_path / "sets/archive"), lineage.Lineage([saw(patient)]))
+    assert main(of_images(tmp_path / "sets", tmp_path / "out")) == 3
+    assert patient in capsys.readouterr().err
+
+
+def test_images_have_no_outer_folds(images, tmp_path, capsys):
+    assert main(of_images(images, tmp_path / "out", "--folds", "3")) == 2
+    assert "--pixels" in capsys.readouterr().err

@@ -139,14 +139,17 @@ def test_an_arm_that_needs_an_archive_says_so():
         feature_trials().score(Cell("archive", 1.0), {**SETTINGS, "ratio": 1.0}, 0)
 
 
-def test_a_class_with_too_few_rows_to_draw_from_is_refused_and_not_left_out_in_silence():
+@pytest.mark.parametrize("arm", ["smote", "gaussian", "mixup"])
+def test_a_class_with_one_row_is_drawn_from_only_where_one_is_enough(arm):
     rows = table(40)
     lonely = rows.take([*np.flatnonzero(rows.labels_N == 0), *np.flatnonzero(rows.labels_N == 1)])
     labels_N = lonely.labels_N.copy()
     labels_N[0] = 2
     one = real(Rows(lonely.features_ND, labels_N, lonely.patients, lonely.keys))
-    with pytest.raises(UsageError, match="label 2 was not fitted"):
-        arms.add(one, {"ratio": 1.0}, arms.fitted("smote", one), None)
+    draw = arms.fitted(arm, one)
+    added = arms.add(one, {"ratio": 2.0}, draw, None, least=arms.least_of(arm))
+    assert int((added.labels_M == 2).sum()) == (2 if arm == "mixup" else 0)
+    assert (added.labels_M == 1).any()
 
 
 def test_samplers_see_the_training_rows_of_the_part_alone(monkeypatch):
