@@ -310,7 +310,9 @@ def _leave(
     summary: dict[str, Any],
 ) -> None:
     """Everything beside the shards; the index last."""
-    seen = lineage.united([config.model, config.mask_model])
+    # Images of an archive hand on what made them saw.
+    archive = config.data if Store(config.data).exists(lineage.SEEN) else None
+    seen = lineage.united([config.model, config.mask_model, archive])
     if seen is None:
         log.warn("lineage", f"{config.model} does not say what it saw, nor will its features")
     else:
