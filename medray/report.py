@@ -121,6 +121,25 @@ def reliability_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     return _png(figure)
 
 
+def scatter_png(groups: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> bytes:
+    """Real (circles) and made (crosses) points (N, 2) of each name, a panel a name, one scale."""
+    from matplotlib.figure import Figure
+
+    points = np.concatenate([part for pair in groups.values() for part in pair])
+    low_2, high_2 = points.min(0), points.max(0)
+    figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
+    for number, (name, (real_N2, made_M2)) in enumerate(groups.items()):
+        axes = figure.add_subplot(1, len(groups), number + 1)
+        axes.scatter(*real_N2.T, s=9, facecolors="none", edgecolors="C0", label="real")
+        axes.scatter(*made_M2.T, s=9, marker="x", linewidths=0.7, color="C1", label="made")
+        axes.set_xlim(low_2[0], high_2[0])
+        axes.set_ylim(low_2[1], high_2[1])
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=7)
+    return _png(figure)
+
+
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }

@@ -102,6 +102,19 @@ class ACGAN(Sampler):
             found[name] = float(np.concatenate(named).mean())
         return found
 
+    def candidates(
+        self, seed: int, numbers_N: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The first candidate of rows of these classes, by number, and whether it is accepted."""
+        rows = np.empty((len(numbers_N), *self.generator.shape), np.float32)
+        named_N = np.empty(len(numbers_N), np.bool_)
+        for first in range(0, len(numbers_N), BATCH):
+            part = slice(first, first + BATCH)
+            wanted_N = numbers_N[part]
+            addresses_N = np.arange(first, first + len(wanted_N), dtype=np.uint64)
+            rows[part], named_N[part] = self._candidates(seed, STREAM, addresses_N, wanted_N, 0)
+        return rows, named_N
+
     def _draw(self, seed: int, start: int, numbers_N: Array) -> Array:
         wanted_N = _numpy(numbers_N).astype(np.int64)
         rows = np.empty((len(wanted_N), *self.generator.shape), np.float32)
