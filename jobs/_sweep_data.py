@@ -127,8 +127,11 @@ def _search_data(
         fold_of = source.folds(fold)
         held = {patient for patient, number in fold_of.items() if number == fold}
         test = [n for n, patient in enumerate(table.patients) if patient in held]
-        held |= {table.samples[n] for n in test}
-        table = table.take([n for n, patient in enumerate(table.patients) if patient not in held])
+        table, tested = (
+            table.take([n for n, p in enumerate(table.patients) if p not in held]),
+            table,
+        )
+        held |= _samples_of(tested.take(test), table)
     chosen = _in_fraction(config, table, share)
     rows = _rows(chosen, classes, config.unit)
     inner = config.inner or (0 if allowed_split else INNER)
@@ -139,9 +142,9 @@ def _search_data(
         val = source.table(None, "val")
         check_same(table, val)
         rows, parts = _with_val(rows, _rows(val, classes, config.unit))
-        held |= {*val.patients, *val.samples}
+        held |= {*val.patients, *_samples_of(val, table)}
     if allowed_split:
-        held |= _test_names(config, source)
+        held |= _test_names(config, source) - set(table.samples)
         _refuse_met(table, held)
     _refuse(config, fold, held, _outside(table, chosen))
     archive = source.archive(fold)
@@ -153,6 +156,11 @@ def _search_data(
         _warn_few(rows.take(part.train), classes, share)
     _warn_alone(rows, classes)
     return SearchData(rows, tuple(parts), classes, synthetic).check(frozenset(), table.url)
+
+
+def _samples_of(held: FeatureTable, table: FeatureTable) -> set[str]:
+    """Images held out, but for those that are training images too: blank slices are all alike."""
+    return set(held.samples) - set(table.samples)
 
 
 def _with_val(train: Rows, val: Rows) -> tuple[Rows, list[Part]]:
