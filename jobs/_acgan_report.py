@@ -24,7 +24,7 @@ from medray.train.acgan import as_maps
 if TYPE_CHECKING:
     from medray.train.acgan import ACGANTraining
 
-# The seed of what is drawn to compare is the run's; rows that the picture shows of each class.
+# Rows of each class in the picture, and rows that are compared, at most.
 SHOWN = 150
 MOST_ROWS = 2000
 
@@ -57,8 +57,9 @@ class Comparison:
 
     def sampler(self) -> ACGAN:
         """A sampler of the averaged generator as it is now."""
-        networks = (copy.deepcopy(n) for n in (self.model.average, self.model.discriminator))
-        return ACGAN.of(*networks, self.found.counts, self.found.train.tag)
+        generator = copy.deepcopy(self.model.average)
+        discriminator = copy.deepcopy(self.model.discriminator)
+        return ACGAN.of(generator, discriminator, self.found.counts, self.found.train.tag)
 
     def __call__(self, images: int) -> dict[str, float]:
         """Figures after `images` features: of all that is drawn, accepted or not."""

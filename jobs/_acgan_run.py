@@ -207,7 +207,6 @@ def _trained(config: ACGANJob, context: Context, run: RunDir) -> dict[str, Any]:
     tell(found)
     algorithm = training_of(config, found, context)
     comparison = Comparison(config, algorithm, run, found)
-    every = (config.log_images, config.snapshot_images, config.checkpoint_images)
     fit = Fit(
         algorithm,
         TableBatches(found.rows_MCHW, found.numbers_M, seed=config.seed, balanced=config.balanced),
@@ -215,7 +214,9 @@ def _trained(config: ACGANJob, context: Context, run: RunDir) -> dict[str, Any]:
         run,
         Cadence(
             config.total_images,
-            *(images or config.batch for images in every),
+            config.log_images or config.batch,
+            config.snapshot_images or config.batch,
+            config.checkpoint_images or config.batch,
             config.keep_last,
             config.keep_best,
         ),

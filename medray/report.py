@@ -130,8 +130,12 @@ def scatter_png(groups: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]])
     figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
     for number, (name, (real_N2, made_M2)) in enumerate(groups.items()):
         axes = figure.add_subplot(1, len(groups), number + 1)
-        axes.scatter(*real_N2.T, s=9, facecolors="none", edgecolors="C0", label="real")
-        axes.scatter(*made_M2.T, s=9, marker="x", linewidths=0.7, color="C1", label="made")
+        axes.scatter(
+            real_N2[:, 0], real_N2[:, 1], s=9, facecolors="none", edgecolors="C0", label="real"
+        )
+        axes.scatter(
+            made_M2[:, 0], made_M2[:, 1], s=9, marker="x", linewidths=0.7, color="C1", label="made"
+        )
         axes.set_xlim(low_2[0], high_2[0])
         axes.set_ylim(low_2[1], high_2[1])
         axes.set_title(name, fontsize=9)

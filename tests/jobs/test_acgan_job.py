@@ -121,6 +121,7 @@ def test_a_step_that_forgot_its_position_would_be_seen(made, features, tmp_path,
     assert results(tmp_path / "run") != results(made)
 
 
+@pytest.mark.chaos
 def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(made, features, tmp_path) -> None:
     folder = tmp_path / "run"
     flags = ("--features", f"{features}", "--run-dir", f"{folder}", *SMALL)

@@ -10,6 +10,7 @@ from medray.errors import DataError, UsageError
 from medray.models.classifier import Classifier
 from medray.models.named_layers import Taker, Trained, load_network, pooled, shapes
 from medray.models.pixels import to_unit
+from medray.models.segmenter import Segmenter
 from medray.store import Store
 from tests.models.toy_segmenter import Bright
 from tests.sample import latents_toys as toys
@@ -100,6 +101,21 @@ def test_another_segmenter_says_where_and_true_masks_too() -> None:
     given, _ = Taker(trained(network), "decoder", "masked", 16)(IMAGES, masks)
     own, _ = Taker(trained(network), "decoder", "masked", 16, trained(network))(IMAGES)
     assert np.array_equal(predicted, given) and not np.allclose(predicted, own)
+
+
+def test_a_real_segmenter_gives_its_layers_over_what_it_predicts() -> None:
+    network = Segmenter(size_px=32, width=4).seed_weights(0).eval().requires_grad_(False)
+    own = trained(network)
+    images = np.random.default_rng(2).integers(0, 256, (5, 1, 32, 32)).astype(np.uint8)
+    with torch.inference_mode():
+        region = (network(to_unit(torch.from_numpy(images))) > 0)[:, 0].numpy()
+    assert 0.05 < region.mean() < 0.95
+    for layer, dims in (("bottleneck", 64), ("decoder", 4)):
+        predicted, empty_N = Taker(own, layer, "masked", 32, own)(images)
+        given, _ = Taker(own, layer, "masked", 32)(images, region.astype(np.uint8))
+        mean, _ = Taker(own, layer, "mean", 32)(images)
+        assert predicted.shape == (5, dims) and not empty_N.any()
+        assert np.array_equal(predicted, given) and not np.allclose(predicted, mean, atol=1e-3)
 
 
 def test_a_wrong_name_lists_the_layers(classifier) -> None:
