@@ -17,6 +17,7 @@ import torch
 from jobs import _features_run as features_run
 from jobs.features import main
 from medray import lineage
+from medray._parts import part_path
 from medray.models import named_layers
 from medray.models.pixels import to_unit
 from medray.shards import read_index, verify, write_set
@@ -225,6 +226,17 @@ def test_a_url_is_as_good_as_a_folder(made) -> None:
     url = "memory://features-of-small"
     assert run(made, url) == 0
     assert len(read_table(url, "train")) == 40
+
+
+def test_what_a_killed_writer_left_is_removed(made, tmp_path) -> None:
+    assert run(made, tmp_path / "f") == 0
+    whole = tree_sha256(tmp_path / "f")
+    for name in ("parts/train-000000.json", "train-000000.tar", "index.json"):
+        left = part_path(tmp_path / "f" / name)
+        left.write_bytes(b"half")
+    (tmp_path / "f" / "index.json").unlink()
+    assert run(made, tmp_path / "f") == 0
+    assert tree_sha256(tmp_path / "f") == whole
 
 
 @pytest.mark.ray
