@@ -21,6 +21,8 @@ class Table:
 
     name: str
     rows: Callable[[Path], Iterator[Row]]
+    # Of each image the middle, so many pixels a side (None: all of it).
+    centre_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,25 @@ def unpacked(published: Published, sets: Path, where: Path) -> Path:
     with tarfile.open(tar) as file:
         file.extractall(where, filter="data")
     for table in published.tables:
-        write_rows(folder / f"{table.name}.csv", list(table.rows(folder)))
+        rows = list(table.rows(folder))
+        if table.centre_px:
+            rows = [_cut(folder, row, table.name, table.centre_px) for row in rows]
+        write_rows(folder / f"{table.name}.csv", rows)
     (where / DONE).touch()
     return folder
+
+
+def _cut(folder: Path, row: Row, name: str, px: int) -> Row:
+    """Writes the middle of a row's image into a folder called `name`; the row of what it wrote."""
+    import cv2
+
+    image = cv2.imread(str(folder / row["file"]), cv2.IMREAD_UNCHANGED)
+    assert image is not None, f"the published set holds {row['file']}"
+    top, left = ((side - px) // 2 for side in image.shape[:2])
+    file = f"{name}/{Path(row['file']).name}"
+    (folder / name).mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / file), image[top : top + px, left : left + px])
+    return {**row, "file": file, "mask": ""}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -102,7 +120,9 @@ PUBLISHED = {
     "brain-grade": Published(
         "brain_lgg_flair", (Table("slices", without_a_test), Table("grades", grades))
     ),
-    "lung-signs": Published("lung_lidc_nodules", (Table("images", all_rows),)),
+    # Nodules lie in the middle of crops of 128 px and are 9 px wide in the median, 28 at the 95th
+    # percentile: of the whole crop at 32 px a network learns nothing.
+    "lung-signs": Published("lung_lidc_nodules", (Table("images", all_rows, centre_px=32),)),
     "brain-classes": Published("brain_tumor_classes", (Table("images", without_no_tumor),)),
     "chest": Published("chest_pneumonia_kermany", (Table("images", all_rows),)),
 }
