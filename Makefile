@@ -7,7 +7,7 @@ SUITE ?= all
 CHAOS_MINUTES ?= 60
 STAMP = $(VENV)/.medray-installed
 
-.PHONY: setup run test check bench chaos clean models models-all
+.PHONY: setup run test check bench chaos clean models models-all studies
 
 setup: $(STAMP)
 
@@ -92,3 +92,13 @@ endef
 
 $(eval $(call MODEL_RULES,chest,chest_pneumonia_kermany,chest64,$(CHEST_CLASSES)))
 $(eval $(call MODEL_RULES,brain,brain_lgg_flair,lgg64,$(BRAIN_CLASSES)))
+
+# --- make studies: from the published sets to tables, hours on 2 cores; goes on where it stopped ---
+
+STUDIES ?= brain-grade lung-signs brain-classes chest
+STUDY_FLAGS ?=
+
+studies: setup
+	for name in $(STUDIES); do \
+	  $(BIN)/medray study $$name --sets $(DATA) --at-once $(AT_ONCE) $(STUDY_FLAGS) || exit $$?; \
+	done

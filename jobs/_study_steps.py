@@ -165,7 +165,16 @@ def _archive(plan: Plan, data: str, fraction: float, tag: str) -> str:
     labels = ("--data", url, "--fraction", str(fraction))
     # Augmentation under the GAN: with so few images D would learn them by heart.
     words: Words = ("--conditional", "--diffaugment", "translation,cutout,tone")
-    words += ("--fake-labels", "balanced", "--final-px", str(scale.px), "--start-px", "8")
+    # The class term on real images alone: with generates G makes up a code for the classes (jobs/LOG.md).
+    words += (
+        "--no-class-on-fakes",
+        "--fake-labels",
+        "balanced",
+        "--final-px",
+        str(scale.px),
+        "--start-px",
+        "8",
+    )
     words += ("--fmap-base", "1024", "--fmap-max", "96", "--latent-dims", "96", "--batch", "16")
     words += ("--lr", "0.002", "--ema-half-life-images", "3000")
     words += ("--total-images", str(scale.generator_images))
@@ -182,7 +191,7 @@ def _archive(plan: Plan, data: str, fraction: float, tag: str) -> str:
         "--latents",
         f"{plan.folder(generator)}/latents",
     )
-    words += ("--classifier", plan.folder(classifier), "--min-probability", "0.5")
+    words += ("--classifier", plan.folder(classifier), "--min-probability", "0.25")
     words += ("--count", str(scale.archive_images), "--labels", "balanced", "--workers", "0")
     needs = (generator, classifier)
     return plan.made(f"archive-{tag}", "archive", *words, minutes=2, needs=needs)
