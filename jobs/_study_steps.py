@@ -165,7 +165,7 @@ def _archive(plan: Plan, data: str, fraction: float, tag: str) -> str:
     labels = ("--data", url, "--fraction", str(fraction))
     # Augmentation under the GAN: with so few images D would learn them by heart.
     words: Words = ("--conditional", "--diffaugment", "translation,cutout,tone")
-    # The class term on real images alone: with generates G makes up a code for the classes (jobs/LOG.md).
+    # The class term on real images alone: with generates, G makes up a code for the classes.
     words += (
         "--no-class-on-fakes",
         "--fake-labels",
