@@ -22,7 +22,7 @@ def leave(made: Plan) -> None:
     """Writes the tables of every sweep and of every run that the test split was read for."""
     store = Store(made.out)
     sweeps = {s.name: s for s in made.steps if s.words[:1] == ("sweep",)}
-    runs = [row for step in made.steps for row in _run_rows(step)]
+    runs = [row for step in made.steps for row in run_rows(step)]
     tables = {name: arm_rows(step.done.parent / "results.csv") for name, step in sweeps.items()}
     verdicts = {name: _json(step.done)["verdict"] for name, step in sweeps.items()}
     text = _markdown(made, runs, tables, verdicts)
@@ -65,7 +65,7 @@ def _difference(row: dict[str, str]) -> str:
     return f"{float(row['difference']):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _run_rows(step: Step) -> list[list[str]]:
+def run_rows(step: Step) -> list[list[str]]:
     """Figures of a trained network: a classifier's balanced accuracy, a segmenter's Dice."""
     if step.words[:1] not in (("classify",), ("segment",)):
         return []
@@ -75,9 +75,15 @@ def _run_rows(step: Step) -> list[list[str]]:
     for split in ("validation", "test"):
         found = summary.get(split, {}).get(wanted)
         if isinstance(found, dict):
-            value = f"{found['estimate']:.3f} ({found['ci_low']:.3f} to {found['ci_high']:.3f})"
-            rows.append([step.name, split, wanted.replace("_", " "), value])
+            rows.append([step.name, split, wanted.replace("_", " "), _interval(found)])
     return rows
+
+
+def _interval(found: dict[str, Any]) -> str:
+    """A figure as summaries have it; too few patients leave it without an interval."""
+    if found["low"] is None or found["high"] is None:
+        return f"{found['estimate']:.3f}"
+    return f"{found['estimate']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from jobs import _study_data as study_data
 from jobs import _study_run as study_run
 from jobs import _study_steps as study_steps
-from jobs._study_page import arm_rows
+from jobs._study_page import arm_rows, run_rows
 from jobs._study_steps import Plan, Step, write_folds
 from jobs.study import StudyJob, main
 from medray.config import parse
@@ -219,6 +219,20 @@ def test_tables_have_a_row_for_each_arm_with_its_difference(tmp_path):
     assert none[:4] == ["10%", "none", "0.500 (0.400 to 0.600)", ""]
     assert smote[3:5] == ["+0.050 (-0.010 to +0.110)", "not defined"]
     assert smote[-1] == "not resolvable"
+
+
+def test_tables_have_the_figures_of_what_was_trained(tmp_path):
+    step = Step("a", ("classify",), tmp_path / "a" / "DONE", 1)
+    known = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    few = {"estimate": 0.25, "low": None, "high": None}
+    summary = {"validation": {"balanced_accuracy": few}, "test": {"balanced_accuracy": known}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    assert run_rows(step) == [
+        ["a", "validation", "balanced accuracy", "0.250"],
+        ["a", "test", "balanced accuracy", "0.500 (0.400 to 0.600)"],
+    ]
+    assert run_rows(Step("p", ("pack",), tmp_path / "p" / "index.json", 1)) == []
 
 
 def test_a_class_with_one_patient_has_no_folds(tmp_path):
