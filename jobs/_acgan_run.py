@@ -204,19 +204,15 @@ def tell(found: Samples) -> None:
 
 def describe(config: ACGANJob) -> None:
     """Says what the run would train on and take; writes nothing."""
-    from medray.dist.context import local
     from medray.train.table_batches import TableBatches
 
     config = training.resolved(config, _choose)
     found = samples_of(config)
     tell(found)
-    context = local(threads_per_rank=config.threads_per_worker)
-    try:
+    with training.here(config) as context:
         algorithm = training_of(config, found, context)
         batches = TableBatches(found.rows_MCHW, found.numbers_M, seed=0, balanced=config.balanced)
         step_s = training.step_s(algorithm, batches, config.batch, TIMED_STEPS)
-    finally:
-        context.close()
     networks = (algorithm.generator, algorithm.discriminator)
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
     seconds = step_s * config.total_images / config.batch

@@ -148,18 +148,13 @@ def stream_of(config: ClassifyJob, found: Samples, context: Context) -> Stream |
 
 def describe(config: ClassifyJob) -> None:
     """Says what the run would train on and take; writes nothing but phantoms into the cache."""
-    from medray.dist.context import local
-
     config = training.resolved(config, _choose)
     found = samples_of(config)
     tell(config, found)
-    context = local(threads_per_rank=config.threads_per_worker)
-    try:
+    with training.here(config) as context:
         algorithm = training_of(config, found, context)
         with stream_of(config, found, context) as batches:
             step_s = training.step_s(algorithm, batches, config.batch)
-    finally:
-        context.close()
     parameters = sum(p.numel() for p in algorithm.network.parameters())
     seconds = step_s * config.total_images / config.batch / config.workers
     log.event(

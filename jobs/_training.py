@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jobs import _data
 from medray import config as configuration
 from medray import log
-from medray.dist.context import Context, launch, threads_for
+from medray.dist.context import Context, launch, local, threads_for
 from medray.job import ImagesJob, TrainJob
 from medray.rundir import RunDir, numbered, stored_config
 from medray.store import Store
@@ -83,6 +84,16 @@ def cadence(config: Counted, snapshots: int, *, workers: int = 1) -> dict[str, A
         "snapshot_images": shown,
         "checkpoint_images": config.checkpoint_images or shown,
     }
+
+
+@contextlib.contextmanager
+def here(config: TrainJob) -> Iterator[Context]:
+    """This process as the only rank, to try a resolved `config` in."""
+    context = local(threads_per_rank=config.threads_per_worker)
+    try:
+        yield context
+    finally:
+        context.close()
 
 
 def step_s(algorithm: Algorithm, batches: Batches, batch: int, steps: int = TIMED_STEPS) -> float:
