@@ -55,7 +55,9 @@ def noise(config: PgganConfig, count: int) -> Batch:
 
 def live_peak_bytes(config: PgganConfig, images: int, steps: int) -> int:
     """Peak of torch's allocator while `steps` steps are done, from the events of its profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as recorded:
         algorithm = fresh(config)
         for _ in range(steps):
             algorithm.step(noise(config, config.batch), images)
