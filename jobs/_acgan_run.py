@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import _data
+from jobs import _training as training
 from jobs.acgan import ACGANJob
 from medray import config as configuration
 from medray import log
-from medray.dist.context import Context, launch, threads_for
+from medray.dist.context import Context
 from medray.errors import DataError, UsageError
-from medray.rundir import RunDir, numbered, stored_config
-from medray.store import Store
+from medray.rundir import RunDir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,13 +21,7 @@ if TYPE_CHECKING:
     from medray.stream.table import FeatureTable
     from medray.train.acgan import ACGANTraining
 
-# How a run is carried out: a resumed run may change these.
-CHANGEABLE = frozenset(
-    "cache_dir keep_last keep_best threads_per_worker log_images checkpoint_images".split()
-)
-# What a resumed run takes from its folder where no flag says it.
-KEPT = ("threads_per_worker", "init_from", "log_images", "snapshot_images", "checkpoint_images")
-ROWS, SNAPSHOTS = 100, 20
+SNAPSHOTS = 20
 # Steps that --dry-run times, after one that warms up.
 TIMED_STEPS = 5
 
@@ -54,74 +44,30 @@ class Samples:
 
 def train(config: ACGANJob) -> None:
     """Trains from the start or the newest checkpoint to the end."""
-    url = config.run_dir or numbered(_data.runs_dir(), _name(config))
-    config = _resolved(config.model_copy(update={"run_dir": url}))
-    run = RunDir.start(
-        url,
-        config_yaml=configuration.to_yaml(config),
-        config_hash=configuration.digest(config, leave_out=CHANGEABLE),
-        command=shlex.join(["medray", "acgan", *sys.argv[1:]]),
-        resume=config.resume,
-        overwrite=config.overwrite,
-        changeable=CHANGEABLE | configuration.OPERATIONAL,
+    training.train(
+        training.resolved(training.placed(config, _name(config)), _choose),
+        worker,
+        {"backend": "local"},
+        name="acgan",
+        farewell=_farewell,
     )
-    with run:
-        if run.complete:
-            log.event("complete", f"{url} is complete: nothing to do\n{_places(run.store)}")
-            return
-        # A resumed warm start begins at its weights again where no checkpoint came before the end.
-        begin = config.model_copy(update={"resume": False})
-        summary = launch(
-            worker,
-            {"config": begin.model_dump(mode="json"), "epoch": run.lease.epoch},
-            backend="local",
-            threads_per_rank=config.threads_per_worker,
-            name="acgan",
-        )
-        run.finish(summary)
-    log.event("done", _farewell(Store(url), summary), run_dir=url, **summary)
 
 
 def _name(config: ACGANJob) -> str:
     return f"acgan-{Path(config.features.rstrip('/')).name}"
 
 
-def _farewell(store: Store, summary: dict[str, Any]) -> str:
+def _farewell(summary: dict[str, Any]) -> str:
     accepted = ", ".join(f"{n} {share:.0%}" for n, share in summary["acceptance"].items())
     return (
         f"done: {summary['images']:,} features seen in {log.duration(summary['duration_s'])}, "
         f"Frechet distance {summary['frechet']:.4g} (real to real "
-        f"{summary['frechet_real']:.4g}), accepted: {accepted}\n{_places(store)}"
+        f"{summary['frechet_real']:.4g}), accepted: {accepted}"
     )
 
 
-def _places(store: Store) -> str:
-    return f"  model     {store.url}/model\n  report    {store.url}/report.html"
-
-
-def _resolved(config: ACGANJob) -> ACGANJob:
-    """What was left open, decided once: taken from the run folder where one is resumed."""
-    store = Store(str(config.run_dir))
-    before = stored_config(store) if config.resume else None
-    if before is not None:
-        kept: dict[str, Any] = {
-            name: before[name] for name in KEPT if name in before and getattr(config, name) is None
-        }
-        fresh = config.model_copy(update={"resume": False})
-        checked = configuration.taken(fresh, kept, f"{store.url}/config.yaml")
-        config = checked.model_copy(update={"resume": True})
-    return _choose(config)
-
-
 def _choose(config: ACGANJob) -> ACGANJob:
-    shown = config.snapshot_images or max(config.batch, config.total_images // SNAPSHOTS)
-    update: dict[str, Any] = {
-        "threads_per_worker": config.threads_per_worker or threads_for(1),
-        "log_images": config.log_images or max(config.batch, config.total_images // ROWS),
-        "snapshot_images": shown,
-        "checkpoint_images": config.checkpoint_images or shown,
-    }
-    return config.model_copy(update=update)
+    return config.model_copy(update=training.cadence(config, SNAPSHOTS))
 
 
 # --- the features -------------------------------------------------------------------------------
@@ -193,36 +139,21 @@ def _usable(config: ACGANJob, table: FeatureTable) -> FeatureTable:
 
 def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     """Trains, and writes checkpoints, pictures and the model."""
-    config = ACGANJob.model_validate(task["config"])
-    with RunDir.attach(str(config.run_dir), task["epoch"], writer=True) as run:
-        return _trained(config, context, run)
+    return training.work(ACGANJob, _trained, context, task)
 
 
 def _trained(config: ACGANJob, context: Context, run: RunDir) -> dict[str, Any]:
     from jobs._acgan_report import Comparison, leave
-    from medray.train.loop import Cadence, Fit
     from medray.train.table_batches import TableBatches
 
     found = samples_of(config)
     tell(found)
     algorithm = training_of(config, found, context)
     comparison = Comparison(config, algorithm, run, found)
-    fit = Fit(
-        algorithm,
-        TableBatches(found.rows_MCHW, found.numbers_M, seed=config.seed, balanced=config.balanced),
-        context,
-        run,
-        Cadence(
-            config.total_images,
-            config.log_images or config.batch,
-            config.snapshot_images or config.batch,
-            config.checkpoint_images or config.batch,
-            config.keep_last,
-            config.keep_best,
-        ),
-        batch_at=lambda images: config.batch,
-        snapshot=comparison,
+    batches = TableBatches(
+        found.rows_MCHW, found.numbers_M, seed=config.seed, balanced=config.balanced
     )
+    fit = training.fit(config, algorithm, batches, context, run, snapshot=comparison)
     summary = fit.run()
     return {**summary, **leave(config, run, comparison, summary)}
 
@@ -273,23 +204,15 @@ def tell(found: Samples) -> None:
 
 def describe(config: ACGANJob) -> None:
     """Says what the run would train on and take; writes nothing."""
-    from medray.dist.context import local
     from medray.train.table_batches import TableBatches
 
-    config = _resolved(config) if config.run_dir else _choose(config)
+    config = training.resolved(config, _choose)
     found = samples_of(config)
     tell(found)
-    context = local(threads_per_rank=config.threads_per_worker)
-    try:
+    with training.here(config) as context:
         algorithm = training_of(config, found, context)
         batches = TableBatches(found.rows_MCHW, found.numbers_M, seed=0, balanced=config.balanced)
-        for step in range(TIMED_STEPS + 1):
-            if step == 1:
-                start_s = time.monotonic()
-            algorithm.step(batches.next(config.batch), step * config.batch)
-        step_s = (time.monotonic() - start_s) / TIMED_STEPS
-    finally:
-        context.close()
+        step_s = training.step_s(algorithm, batches, config.batch, TIMED_STEPS)
     networks = (algorithm.generator, algorithm.discriminator)
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
     seconds = step_s * config.total_images / config.batch

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from jobs import _data
+from jobs import _training as training
 from jobs._pggan_data import classified, reals, seen, sources_of, stream_of, tell_absent
 from jobs.pggan import PgganJob
 from medray import config as configuration
 from medray import log
-from medray.dist.context import Context, launch, threads_for
+from medray.dist.context import Context
 from medray.errors import UsageError
-from medray.rundir import RunDir, numbered, stored_config
+from medray.rundir import RunDir
 from medray.store import Store
 
 if TYPE_CHECKING:
@@ -25,58 +24,32 @@ if TYPE_CHECKING:
     from medray.train.pggan import Pggan
 
 # How a run is carried out: a resumed run may change these.
-CHANGEABLE = frozenset(
-    "workers backend engine zero_stage gpus_per_worker cpus_per_worker loader_threads cache_dir "
-    "max_failures keep_last keep_best on_error threads_per_worker log_images snapshot_images "
-    "checkpoint_images".split()
-)
-# Rows, pictures and checkpoints of a run whose cadence nobody named.
-ROWS, PICTURES = 100, 10
+CHANGEABLE = training.CHANGEABLE | {"engine", "zero_stage", "snapshot_images"}
+# What a resumed run takes from its folder where no flag says it.
+KEPT = ("precision", "threads_per_worker", "init_from")
+# Of a run whose cadence nobody named.
+PICTURES = 10
 
 
 def train(config: PgganJob) -> None:
     """Trains from the start or the newest checkpoint to the end."""
     config = classified(config)
-    url = config.run_dir or numbered(_data.runs_dir(), _name(config))
-    config = resolved(config.model_copy(update={"run_dir": url}))
-    run = RunDir.start(
-        url,
-        config_yaml=configuration.to_yaml(config),
-        config_hash=configuration.digest(config, leave_out=CHANGEABLE),
-        command=shlex.join(["medray", "pggan", *sys.argv[1:]]),
-        resume=config.resume,
-        overwrite=config.overwrite,
-        changeable=CHANGEABLE | configuration.OPERATIONAL,
+    config = resolved(training.placed(config, _name(config)))
+    training.train(
+        config,
+        worker,
+        training.placement(config),
+        name="pggan",
+        farewell=_farewell,
+        places=_places,
+        changeable=CHANGEABLE,
+        begin=lambda: tell_absent(config),
     )
-    with run:
-        if run.complete:
-            log.event("complete", f"{url} is complete: nothing to do\n{_places(run.store)}")
-            return
-        tell_absent(config)
-        summary = launch(
-            worker,
-            _task(config, run),
-            backend=config.backend,
-            workers=config.workers,
-            gpus_per_worker=config.gpus_per_worker,
-            cpus_per_worker=config.cpus_per_worker,
-            threads_per_rank=config.threads_per_worker,
-            name="pggan",
-            max_failures=config.max_failures,
-        )
-        run.finish(summary)
-    log.event("done", _farewell(Store(url), summary), run_dir=url, **summary)
 
 
-def _task(config: PgganJob, run: RunDir) -> dict[str, Any]:
-    # A resumed warm start begins at its weights again where no checkpoint came before the end.
-    begin = config.model_copy(update={"resume": False})
-    return {"config": begin.model_dump(mode="json"), "epoch": run.lease.epoch}
-
-
-def _farewell(store: Store, summary: dict[str, Any]) -> str:
+def _farewell(summary: dict[str, Any]) -> str:
     took = log.duration(summary["duration_s"])
-    return f"done: {summary['images']:,} images in {took}\n{_places(store)}"
+    return f"done: {summary['images']:,} images in {took}"
 
 
 def _places(store: Store) -> str:
@@ -94,40 +67,24 @@ def _name(config: PgganJob) -> str:
 
 def resolved(config: PgganJob) -> PgganJob:
     """What `auto` stands for, decided once: taken from the run folder where one is resumed."""
-    store = Store(str(config.run_dir))
-    before = stored_config(store) if config.resume else None
-    if before is not None:
-        kept: dict[str, Any] = {
-            name: before[name]
-            for name in ("precision", "threads_per_worker", "init_from")
-            if name in before and getattr(config, name) in (None, "auto")
-        }
-        fresh = config.model_copy(update={"resume": False})
-        checked = configuration.taken(fresh, kept, f"{store.url}/config.yaml")
-        config = checked.model_copy(update={"resume": True})
-    return _choose(config)
+    return training.resolved(config, _choose, kept=KEPT)
 
 
 def describe(config: PgganJob) -> None:
     """Says what the run would take; starts and writes nothing."""
     from jobs import _pggan_estimate
 
-    config = resolved(config) if config.run_dir else _choose(config)
+    config = resolved(config)
     tell_absent(config)
     _pggan_estimate.describe(config)
 
 
 def _choose(config: PgganJob) -> PgganJob:
-    share = max(config.batch, config.total_images // ROWS)
-    shown = max(config.batch, config.total_images // PICTURES)
     growth = config._growth()
     update: dict[str, Any] = {
         "fade_images": growth["fade_images"],
         "stable_images": growth["stable_images"],
-        "threads_per_worker": config.threads_per_worker or threads_for(config.workers),
-        "log_images": config.log_images or share,
-        "snapshot_images": config.snapshot_images or shown,
-        "checkpoint_images": config.checkpoint_images or config.snapshot_images or shown,
+        **training.cadence(config, PICTURES, workers=config.workers),
     }
     return classified(config.model_copy(update=update))
 
@@ -137,16 +94,14 @@ def _choose(config: PgganJob) -> PgganJob:
 
 def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     """Trains on this rank; rank 0 also writes pictures, checkpoints and the model."""
-    config = PgganJob.model_validate(task["config"])
-    with RunDir.attach(str(config.run_dir), task["epoch"], writer=context.rank == 0) as run:
-        return _trained(settled(config, context, run), context, run)
+    return training.work(PgganJob, _trained, context, task)
 
 
 def _trained(config: PgganJob, context: Context, run: RunDir) -> dict[str, Any]:
-    from medray.train.loop import Cadence, Fit
     from medray.train.pggan import Pggan
     from medray.train.snapshots import GanSnapshots
 
+    config = settled(config, context, run)
     algorithm = Pggan(config, context)
     if config.init_from:
         take_weights(algorithm, config.init_from)
@@ -161,22 +116,14 @@ def _trained(config: PgganJob, context: Context, run: RunDir) -> dict[str, Any]:
         )
         if context.rank == 0:
             pictures.show_reals(*reals(config, sources, 512))
-        cadence = Cadence(
-            config.total_images,
-            config.log_images or config.batch,
-            config.snapshot_images or config.batch,
-            config.checkpoint_images or config.batch,
-            config.keep_last,
-            config.keep_best,
-        )
-        fit = Fit(
+        fit = training.fit(
+            config,
             algorithm,
             batches,
             context,
             run,
-            cadence,
-            batch_at=lambda images: config.batch_at(config.growth_at(images).px),
             snapshot=pictures,
+            batch_at=lambda images: config.batch_at(config.growth_at(images).px),
         )
         summary = fit.run()
         if context.rank == 0:

@@ -9,32 +9,24 @@ any moment, the same command with --resume ends with the same weights.
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from medray.config import Location
-from medray.job import RunJob, job
+from medray.job import Split, TrainJob, job
 from medray.train.acgan_config import ACGANConfig
 
-Split = Literal["train", "val", "test"]
 
-
-class ACGANJob(RunJob, ACGANConfig):
+class ACGANJob(TrainJob, ACGANConfig):
     """An ACGAN's run: on which features, where, which networks, how long."""
 
     features: Location = Field(
         description="set of features (folder or URL) that `medray features` made",
         json_schema_extra={"metavar": "URL"},
     )
-    split: Split = Field("train", description="split to train on")
     validation_split: Split = Field(
         "val", description="held-out split that the curve compares with; it moves no weight"
     )
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="share of the patients whose labels are used, class by class"
-    )
-    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
     exclude_patients: Location | None = Field(
         None,
         description="keyed patient hashes, one a line: left out of training",
@@ -45,7 +37,6 @@ class ACGANJob(RunJob, ACGANConfig):
     log_images: int | None = Field(None, ge=1, description="features between rows of metrics.jsonl")
     snapshot_images: int | None = Field(None, ge=1, description="features between comparisons")
     checkpoint_images: int | None = Field(None, ge=1, description="features between checkpoints")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     keep_best: int = Field(1, ge=0, description="best checkpoints kept, by the Frechet distance")
 
     @model_validator(mode="after")

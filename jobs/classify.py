@@ -18,49 +18,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from medray.config import Location
-from medray.job import RunJob, job
+from medray.job import JudgedJob, Split, job
 from medray.train.classifier_config import ClassifierConfig
 
-Split = Literal["train", "val", "test"]
 
-
-class ClassifyJob(RunJob, ClassifierConfig):
+class ClassifyJob(JudgedJob, ClassifierConfig):
     """A classifier's run: what to train on, where, which network, how long."""
 
-    data: tuple[Location, ...] = Field(
-        (),
-        description="sets of shards (folder or URL); none: phantoms",
-        json_schema_extra={"metavar": "URL"},
-    )
-    phantoms: Literal["chest", "brain", "lung"] = Field(
-        "chest", description="phantoms where --data is not given"
-    )
-    phantom_images: int = Field(2000, ge=16, description="number of phantoms, all splits together")
-    split: Split = Field("train", description="split to train on")
     validation_split: Split = Field(
         "val", description="split that chooses the weights and calibrates them"
-    )
-    evaluate_split: Literal["val", "test"] = Field(
-        "val", description="test: the test split is read as well, once, at the end"
-    )
-    patients: Literal["all", "half-a", "half-b"] = Field(
-        "all", description="patients to train and validate on; the halves share none"
-    )
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="share of the patients whose labels are used, class by class"
-    )
-    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
-    exclude_patients: Location | None = Field(
-        None,
-        description="keyed patient hashes, one a line: left out of training and validation",
-        json_schema_extra={"metavar": "FILE"},
-    )
-    validation_patients: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="share of the patients to train on who validate instead; --validation-split is "
-        "not read then",
     )
     pretrain: Location | None = Field(
         None,
@@ -78,27 +44,6 @@ class ClassifyJob(RunJob, ClassifierConfig):
     ratio_of: Literal["minority", "all"] = Field(
         "minority", description="classes that get synthetic images: all but the largest, or all"
     )
-    interval_draws: int = Field(1000, ge=20, description="draws of the bootstrap over patients")
-    on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
-    cache_dir: Location | None = Field(
-        None, description="where remote shards and phantoms are kept"
-    )
-    loader_threads: int = Field(2, ge=1, description="threads that read and decode, per worker")
-    backend: Literal["ray", "torchrun", "local"] = Field(
-        "ray", description="who starts the workers"
-    )
-    workers: int = Field(1, ge=1, description="data-parallel workers (ranks)")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker, for Ray's placement")
-    threads_per_worker: int | None = Field(
-        None, ge=1, description="torch threads of each worker (auto: cores / workers)"
-    )
-    max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
-    log_images: int | None = Field(None, ge=1, description="images between rows of metrics.jsonl")
-    snapshot_images: int | None = Field(None, ge=1, description="images between validations")
-    checkpoint_images: int | None = Field(None, ge=1, description="images between checkpoints")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_best: int = Field(1, ge=0, description="best checkpoints kept, by validation score")
 
     @model_validator(mode="after")
     def _fits(self) -> ClassifyJob:
@@ -108,16 +53,7 @@ class ClassifyJob(RunJob, ClassifierConfig):
             raise ValueError("--pretrain URL and --pretrain-images N go together")
         if self.synthetic is not None and self.split != "train":
             raise ValueError("--synthetic goes with --split train: an archive has no other")
-        splits = [self.split]
-        if self.validation_patients is None:
-            splits.append(self.validation_split)
-        if self.evaluate_split == "test":
-            splits.append("test")
-        if len(set(splits)) < len(splits):
-            raise ValueError(
-                "training, validation and test need a split each, got "
-                f"{', '.join(splits)} (--split, --validation-split, --evaluate-split)"
-            )
+        self.check_splits()
         return self
 
 

@@ -8,28 +8,18 @@ model; killed at any moment, the same command with --resume ends with the same w
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from medray.config import Location
-from medray.job import RunJob, job
+from medray.job import ImagesJob, job
 from medray.train.pggan_config import PgganConfig
 
 
-class PgganJob(RunJob, PgganConfig):
+class PgganJob(ImagesJob, PgganConfig):
     """A progressive GAN run: what to train on, where, how wide, how long."""
 
-    data: tuple[Location, ...] = Field(
-        (),
-        description="sets of shards (folder or URL); none: phantoms",
-        json_schema_extra={"metavar": "URL"},
-    )
-    phantoms: Literal["chest", "brain", "lung"] = Field(
-        "chest", description="phantoms where --data is not given"
-    )
     phantom_images: int = Field(2000, ge=16, description="number of phantoms")
-    split: Literal["train", "val", "test"] = Field("train", description="split to train on")
     fraction: float = Field(
         1.0,
         gt=0,
@@ -37,7 +27,6 @@ class PgganJob(RunJob, PgganConfig):
         description="with --conditional: share of the patients whose labels are used, by class; "
         "the others' images are left out",
     )
-    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
     unlabelled_rest: bool = Field(
         False, description="keep the others' images, without their labels (semi-supervised)"
     )
@@ -46,25 +35,7 @@ class PgganJob(RunJob, PgganConfig):
         description="keyed patient hashes, one a line: their images are left out",
         json_schema_extra={"metavar": "FILE"},
     )
-    on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
-    cache_dir: Location | None = Field(
-        None, description="where remote shards and phantoms are kept"
-    )
-    loader_threads: int = Field(2, ge=1, description="threads that read and decode, per worker")
-    backend: Literal["ray", "torchrun", "local"] = Field(
-        "ray", description="who starts the workers"
-    )
-    workers: int = Field(1, ge=1, description="data-parallel workers (ranks)")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker, for Ray's placement")
-    threads_per_worker: int | None = Field(
-        None, ge=1, description="torch threads of each worker (auto: cores / workers)"
-    )
-    max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
-    log_images: int | None = Field(None, ge=1, description="images between rows of metrics.jsonl")
     snapshot_images: int | None = Field(None, ge=1, description="images between picture grids")
-    checkpoint_images: int | None = Field(None, ge=1, description="images between checkpoints")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     keep_best: int = Field(
         1, ge=0, description="best checkpoints kept, by sliced Wasserstein distance"
     )

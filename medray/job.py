@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from medray.errors import MedrayError, UsageError, of_machine
 
 EXIT_LINE = "medray-exit:"
 J = TypeVar("J", bound=JobConfig)
+Split = Literal["train", "val", "test"]
 
 
 class RunJob(JobConfig):
@@ -44,6 +45,88 @@ class RunJob(JobConfig):
             other = ways[-1].replace("_", "-")
             raise ValueError(f"--resume restores everything: it does not go with --{other}")
         return self
+
+
+class TrainJob(RunJob):
+    """What runs of every network take: on whom, how often what is due, what is kept."""
+
+    split: Split = Field("train", description="split to train on")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the patients whose labels are used, class by class"
+    )
+    fraction_seed: int = Field(0, ge=0, lt=2**63, description="which patients those are")
+    cache_dir: Location | None = Field(
+        None, description="where remote shards and phantoms are kept"
+    )
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="torch threads of each worker (auto: cores / workers)"
+    )
+    log_images: int | None = Field(None, ge=1, description="images between rows of metrics.jsonl")
+    snapshot_images: int | None = Field(None, ge=1, description="images between validations")
+    checkpoint_images: int | None = Field(None, ge=1, description="images between checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: int = Field(1, ge=0, description="best checkpoints kept, by validation score")
+
+
+class ImagesJob(TrainJob):
+    """A run on images, data-parallel."""
+
+    data: tuple[Location, ...] = Field(
+        (),
+        description="sets of shards (folder or URL); none: phantoms",
+        json_schema_extra={"metavar": "URL"},
+    )
+    phantoms: Literal["chest", "brain", "lung"] = Field(
+        "chest", description="phantoms where --data is not given"
+    )
+    phantom_images: int = Field(2000, ge=16, description="number of phantoms, all splits together")
+    on_error: Literal["raise", "skip"] = Field("raise", description="what a damaged sample does")
+    loader_threads: int = Field(2, ge=1, description="threads that read and decode, per worker")
+    backend: Literal["ray", "torchrun", "local"] = Field(
+        "ray", description="who starts the workers"
+    )
+    workers: int = Field(1, ge=1, description="data-parallel workers (ranks)")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker, for Ray's placement")
+    max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
+
+
+class JudgedJob(ImagesJob):
+    """A run whose weights are chosen by patients that it did not train on."""
+
+    validation_split: Split = Field("val", description="split that chooses the weights")
+    evaluate_split: Literal["val", "test"] = Field(
+        "val", description="test: the test split is read as well, once, at the end"
+    )
+    patients: Literal["all", "half-a", "half-b"] = Field(
+        "all", description="patients to train and validate on; the halves share none"
+    )
+    exclude_patients: Location | None = Field(
+        None,
+        description="keyed patient hashes, one a line: left out of training and validation",
+        json_schema_extra={"metavar": "FILE"},
+    )
+    validation_patients: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the patients to train on who validate instead; --validation-split is "
+        "not read then",
+    )
+    interval_draws: int = Field(1000, ge=20, description="draws of the bootstrap over patients")
+
+    def check_splits(self) -> None:
+        """ValueError where training, validation and test would share a split."""
+        splits = [self.split]
+        if self.validation_patients is None:
+            splits.append(self.validation_split)
+        if self.evaluate_split == "test":
+            splits.append("test")
+        if len(set(splits)) < len(splits):
+            raise ValueError(
+                "training, validation and test need a split each, got "
+                f"{', '.join(splits)} (--split, --validation-split, --evaluate-split)"
+            )
 
 
 class OutJob(JobConfig):

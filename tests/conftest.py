@@ -48,6 +48,14 @@ def unpacked(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return unpack
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own; paths are relative to where the test runs."""
+    monkeypatch.setenv("MEDRAY_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("MEDRAY_SUBMIT_DIR", raising=False)
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """A Ray of two CPUs for the session, without a dashboard; its address."""

@@ -244,6 +244,16 @@ def _flat_views(parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[
     return flat, views
 
 
+def joined(parts: dict[str, State]) -> State:
+    """The tensors of all parts, under `part.name`; some are the live ones."""
+    return {f"{p}.{n}": t.detach() for p, tensors in parts.items() for n, t in tensors.items()}
+
+
+def part_of(state: State, prefix: str) -> State:
+    """The part that `joined` put under `prefix`."""
+    return {n[len(prefix) + 1 :]: t for n, t in state.items() if n.startswith(prefix + ".")}
+
+
 def check_state(state: State, parameters: State, prefixes: Sequence[str]) -> None:
     """DataError unless `state` has every parameter under every prefix, in the parameter's shape."""
     for prefix in prefixes:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medray.dist.context import Context
-from medray.dist.engine import Engine, State, check_state, make_engine
+from medray.dist.engine import Engine, State, check_state, joined, make_engine, part_of
 from medray.errors import DataError, UsageError
 from medray.models.acgan import Discriminator, Generator, noise, seed_weights
 from medray.records import Batch
@@ -32,7 +32,6 @@ from medray.train.table_batches import TableBatches
 
 BETAS = (0.5, 0.999)
 EPSILON = 1e-8
-EMA_RAMPUP = 0.1
 # Of a run, this share at its end has a falling learning rate.
 FALLING = 0.5
 # The two phases of a step draw other noise.
@@ -110,7 +109,7 @@ class ACGANTraining:
         self.g_engine.set_lr(lr)
         self.d_engine.set_lr(lr * self.config.d_lr_factor)
         scalars = run(self._phases, inputs)
-        self._update_average(images + len(batch.keys) * self.context.world, len(batch.keys))
+        self._update_average(images, len(batch.keys))
         return scalars
 
     def _fakes(self, inputs: Inputs, stream: str) -> Tensor:
@@ -144,8 +143,7 @@ class ACGANTraining:
     def _update_average(self, images: int, part: int) -> None:
         batch_images = part * self.context.world
         half_life = self.config.ema_half_life_images
-        decay = ema.decay_at(images, batch_images, half_life, EMA_RAMPUP)
-        ema.update_([*self.average.parameters()], [*self.generator.parameters()], decay)
+        ema.follow(self.average, self.generator, images + batch_images, batch_images, half_life)
 
     # --- state --------------------------------------------------------------------------------
 
@@ -165,7 +163,7 @@ class ACGANTraining:
             "g_adam": self.g_engine.optimizer_state(),
             "d_adam": self.d_engine.optimizer_state(),
         }
-        return {f"{p}.{n}": t.detach() for p, tensors in parts.items() for n, t in tensors.items()}
+        return joined(parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes what `state_dict` gave; DataError where a tensor lacks or has another shape."""
@@ -176,13 +174,9 @@ class ACGANTraining:
         }
         for role, network in networks.items():
             check_state(state, dict(network.state_dict()), (role,))
-            network.load_state_dict(_part(state, role))
-        self.g_engine.load_optimizer_state(_part(state, "g_adam"))
-        self.d_engine.load_optimizer_state(_part(state, "d_adam"))
-
-
-def _part(state: State, prefix: str) -> State:
-    return {n[len(prefix) + 1 :]: t for n, t in state.items() if n.startswith(prefix + ".")}
+            network.load_state_dict(part_of(state, role))
+        self.g_engine.load_optimizer_state(part_of(state, "g_adam"))
+        self.d_engine.load_optimizer_state(part_of(state, "d_adam"))
 
 
 def share_of_lr(images: int, total_images: int) -> float:

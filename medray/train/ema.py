@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# Where a configuration has no share of its own.
+RAMPUP = 0.1
 
 
 def decay_at(images: int, batch: int, half_life_images: float, rampup: float) -> float:
@@ -20,3 +23,14 @@ def decay_at(images: int, batch: int, half_life_images: float, rampup: float) ->
 def update_(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     """`average = decay * average + (1 - decay) * current`, in place, one pass for all tensors."""
     torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def follow(
+    average: nn.Module, network: nn.Module, images: int, batch: int, half_life_images: float
+) -> None:
+    """Moves all of `average` towards `network`, after a step of `batch` images ending at `images`.
+
+    Both have the same parameters; buffers stay as they are.
+    """
+    decay = decay_at(images, batch, half_life_images, RAMPUP)
+    update_([*average.parameters()], [*network.parameters()], decay)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from medray import rng
-from medray.dist.engine import Engine, check_state, make_engine
+from medray.dist.engine import Engine, check_state, joined, make_engine, part_of
 from medray.errors import DataError, UsageError
 from medray.models.layers import double
 from medray.models.ops import halve
@@ -303,7 +303,7 @@ class Pggan:
             "adam_d": self.engine_d.optimizer_state(),
             "progress": {"px": torch.tensor(self.px)},
         }
-        return {f"{p}.{n}": t.detach() for p, tensors in parts.items() for n, t in tensors.items()}
+        return joined(parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take what `state_dict` gave; DataError where a tensor lacks or has another shape."""
@@ -317,10 +317,10 @@ class Pggan:
         for prefix, network in networks.items():
             check_state(state, dict(network.named_parameters()), (prefix,))
         for prefix, network in networks.items():
-            network.load_state_dict(_part(state, prefix))
+            network.load_state_dict(part_of(state, prefix))
         self._enter(int(state["progress.px"]))
-        self.engine_g.load_optimizer_state(_part(state, "adam_g"))
-        self.engine_d.load_optimizer_state(_part(state, "adam_d"))
+        self.engine_g.load_optimizer_state(part_of(state, "adam_g"))
+        self.engine_d.load_optimizer_state(part_of(state, "adam_d"))
 
     @torch.no_grad()
     def sample(self, z_NL: Tensor, images: int) -> Tensor:
@@ -336,10 +336,6 @@ class Pggan:
 def _whole(network: Network, engine: Engine) -> dict[str, Tensor]:
     """All parameters: what the engine trains, gathered, and what waits for its resolution."""
     return {**dict(network.named_parameters()), **engine.full_parameters()}
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) + 1 :]: t for n, t in state.items() if n.startswith(prefix + ".")}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medray.dist import context
-from medray.dist.engine import make_engine
+from medray.dist.engine import joined, make_engine, part_of
 from medray.errors import DataError, UsageError
 from tests.dist import rank_tasks, small_gan
 
@@ -126,6 +126,13 @@ def test_an_impossible_engine_is_refused_with_what_is_allowed(
     with pytest.raises(UsageError, match=message):
         make_engine(kind, network, list(network.named_parameters()), here, lr=1, zero_stage=stage)
     here.close()
+
+
+def test_a_part_of_a_joined_state_comes_back_and_takes_nothing_of_another() -> None:
+    parts = {"g": {"a.weight": torch.tensor(1.0)}, "g_adam": {"a.weight": torch.tensor(0.0)}}
+    state = joined(parts)
+    assert list(state) == ["g.a.weight", "g_adam.a.weight"]
+    assert part_of(state, "g") == parts["g"] and part_of(state, "a") == {}
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name() -> None:

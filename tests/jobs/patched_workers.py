@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from jobs import _pggan_run
+from jobs import _pggan_run, _training
 from medray.dist.context import Context
 from tests.jobs import pggan_runs
 
 PATCH = "patch"
-_job_task, _job_worker = _pggan_run._task, _pggan_run.worker
+_job_task, _job_worker = _training.task_of, _pggan_run.worker
 
 
 def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def main(patches: str, argv: list[str]) -> int:
     def task(*arguments: Any) -> dict[str, Any]:
         return {**_job_task(*arguments), PATCH: patches}
 
-    _pggan_run._task = task
+    _training.task_of = task
     # By its module's name, under which the workers import it.
     _pggan_run.worker = patched_workers.worker
     return main(argv)

@@ -21,6 +21,7 @@ from medray.stream import Roster, Source
 from medray.train import targets
 from medray.train.classifier import ClassifierTraining
 from tests.jobs import classify_runs
+from tests.jobs.folders import summary
 
 CLASSES = ("dark", "light", "never")
 SMALL = (
@@ -30,11 +31,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEDRAY_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("MEDRAY_SUBMIT_DIR", raising=False)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def samples(
@@ -69,11 +66,6 @@ def run(folder: Path, *more: str) -> int:
     code = classify.main([*SMALL, "--run-dir", str(folder), "--json", *more])
     log.setup()
     return code
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 def test_a_run_leaves_a_model_that_says_what_its_summary_says(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from medray.stream import Roster, Source
 from medray.train import mixture
 from medray.train.classifier import ClassifierTraining
 from tests.jobs import classify_runs
+from tests.jobs.folders import summary
 
 CLASSES = ("dark", "light")
 ABOUT = Provenance("mr1:a:prior:0:0", "a", None, 0, 0, {}, {}, None, {})
@@ -35,10 +35,7 @@ SMALL = (
 SHORT = ("--total-images", "8", "--snapshot-images", "8")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDRAY_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("MEDRAY_SUBMIT_DIR", raising=False)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def samples(split: str, dark: int, light: int, synthetic: bool = False) -> Iterator[Sample]:
@@ -93,11 +90,6 @@ def config_of(*more: str) -> classify.ClassifyJob:
     from medray.config import parse
 
     return parse(classify.ClassifyJob, [*SMALL, *more], prog="medray classify", description="")
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 # --- pre-training, then fine-tuning ---------------------------------------------------------------

@@ -1,8 +1,5 @@
 """`jobs/latents.py` as a person uses it: what it leaves, resume, exit codes, messages."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from jobs import _latents_run as latents_run
@@ -16,6 +13,7 @@ from medray.store import Store
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
 from tests.jobs import small_search
+from tests.jobs.folders import summary
 from tests.jobs.small_search import arguments
 from tests.sample import latents_toys as toys
 from tests.shard_sets import samples
@@ -44,10 +42,6 @@ def made(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "latents"
     assert main(arguments(runs, out, "--judge", f"{runs}/j")) == 0
     return out
-
-
-def summary(out):
-    return json.loads((Path(out) / "summary.json").read_text())
 
 
 def test_a_search_leaves_a_model_figures_pictures_and_a_page(made, runs):

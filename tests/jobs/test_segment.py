@@ -24,6 +24,7 @@ from medray.train.segmenter import SegmenterTraining
 from medray.train.segmenter_validation import Judged
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
+from tests.jobs.folders import summary
 
 SMALL = (
     *("--size-px", "32", "--width", "2", "--batch", "8", "--total-images", "48", "--lr", "0.03"),
@@ -32,11 +33,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEDRAY_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("MEDRAY_SUBMIT_DIR", raising=False)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def samples(split: str, count: int, *, masks: bool = True, px: int = 32) -> Iterator[Sample]:
@@ -73,11 +70,6 @@ def run(folder: Path, *more: str) -> int:
     code = segment.main([*SMALL, "--run-dir", str(folder), "--json", *more])
     log.setup()
     return code
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 def test_a_run_leaves_a_model_that_does_what_its_summary_says(tmp_path: Path) -> None:

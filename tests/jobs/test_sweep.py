@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
 from tests.feature_sets import make_features, rows_of
 from tests.jobs import sweep_runs
+from tests.jobs.folders import summary
 from tests.jobs.sweep_runs import CLASSES, SMALL, features, saw, words
 
 
@@ -41,10 +41,6 @@ def swept(sets, tmp_path_factory):
     out = tmp_path_factory.mktemp("swept") / "out"
     assert main(words(sets, out, "--arms", "none,class-weights,smote,gaussian")) == 0
     return out
-
-
-def summary(out):
-    return json.loads((Path(out) / "summary.json").read_text())
 
 
 def said(out, fraction=1.0):

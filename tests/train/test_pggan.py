@@ -229,6 +229,18 @@ def test_the_average_halves_its_distance_in_a_half_life_whatever_the_batch() -> 
         torch.testing.assert_close(average[0], torch.full((3,), 0.5), atol=1e-4, rtol=0)
 
 
+def test_an_average_follows_every_parameter_of_its_network_and_no_buffer() -> None:
+    average, network = (torch.nn.BatchNorm1d(3) for _ in range(2))
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+        network.bias.fill_(1.0)
+    network(torch.randn(4, 3))
+    ema.follow(average, network, images=100_000, batch=1000, half_life_images=1000)
+    assert torch.equal(average.weight, torch.full((3,), 2.0))
+    assert torch.equal(average.bias, torch.full((3,), 0.5))
+    assert torch.equal(average.running_mean, torch.zeros(3))
+
+
 def test_early_on_the_average_follows_closely() -> None:
     early = ema.decay_at(100, 10, half_life_images=10_000, rampup=0.05)
     assert early == pytest.approx(0.5 ** (10 / 5))
