@@ -47,7 +47,7 @@ class Step:
     """One job: its words after `medray`, the file that shows it is done, what must be before it.
 
     `begin` are more words for a run folder that is not begun yet; one that is gets --resume.
-    `minutes` are those of one thread of the CPU that the README's figures were taken on.
+    `minutes` are those of one thread at --scale cpu, on the machine that RESULTS.md names.
     """
 
     name: str
@@ -182,12 +182,12 @@ def _archive(plan: Plan, data: str, fraction: float, tag: str) -> str:
     words += ("--fmap-base", "1024", "--fmap-max", "96", "--latent-dims", "96", "--batch", "16")
     words += ("--lr", "0.002", "--ema-half-life-images", "3000")
     words += ("--total-images", str(scale.generator_images))
-    generator = plan.trained(f"generator-{tag}", "pggan", *labels, *words, minutes=6, needs=(data,))
+    generator = plan.trained(f"generator-{tag}", "pggan", *labels, *words, minutes=5, needs=(data,))
     # An inner validation of training patients: the split val is for the sweep alone.
     words = ("--validation-patients", "0.2", "--size-px", str(scale.px), "--precision", "bf16")
     words += ("--total-images", str(scale.classifier_images))
     classifier = plan.trained(
-        f"classifier-{tag}", "classify", *labels, *words, minutes=2, needs=(data,)
+        f"classifier-{tag}", "classify", *labels, *words, minutes=0.7, needs=(data,)
     )
     words = (
         "--generator",
@@ -200,7 +200,7 @@ def _archive(plan: Plan, data: str, fraction: float, tag: str) -> str:
     words += ("--classifier", plan.folder(classifier), "--min-probability", least)
     words += ("--count", str(scale.archive_images), "--labels", "balanced", "--workers", "0")
     needs = (generator, classifier)
-    return plan.made(f"archive-{tag}", "archive", *words, minutes=2, needs=needs)
+    return plan.made(f"archive-{tag}", "archive", *words, minutes=0.8, needs=needs)
 
 
 def _sweep_of_images(plan: Plan, data: str, archive: str, fraction: float, tag: str) -> None:
@@ -210,7 +210,7 @@ def _sweep_of_images(plan: Plan, data: str, archive: str, fraction: float, tag: 
     words += ("--fractions", str(fraction), "--seeds", str(scale.seeds))
     words += ("--trials", str(scale.trials), "--width", str(min(2, scale.trials)))
     words += ("--size-px", str(scale.px), "--total-images", str(scale.trial_images))
-    plan.sweep(f"images-{tag}", *words, minutes=12, needs=(data, archive))
+    plan.sweep(f"images-{tag}", *words, minutes=5, needs=(data, archive))
 
 
 def _sweep_of_features(plan: Plan, data: str, archive: str, fraction: float, tag: str) -> None:
@@ -224,7 +224,7 @@ def _sweep_of_features(plan: Plan, data: str, archive: str, fraction: float, tag
     words = ("--features", plan.folder(features[0]), "--synthetic", plan.folder(features[1]))
     words += ("--arms", "none,class-weights,smote,gaussian,acgan,archive")
     words += ("--fractions", str(fraction), *_heads(plan))
-    plan.sweep(f"vectors-{tag}", *words, minutes=4, needs=tuple(features))
+    plan.sweep(f"vectors-{tag}", *words, minutes=1.5, needs=tuple(features))
 
 
 def _heads(plan: Plan) -> tuple[str, ...]:
@@ -319,7 +319,7 @@ def _segmenter(
     )
     words += ("--exclude-patients", f"{plan.folder(excluded)}/test-{fold}.txt")
     step, needs = f"segmenter-{name}-{fold}", (slices, excluded)
-    return plan.trained(step, "segment", *words, minutes=2, needs=needs, first=first)
+    return plan.trained(step, "segment", *words, minutes=2.5, needs=needs, first=first)
 
 
 def _features_of_fold(
@@ -344,4 +344,4 @@ def _sweep_of_grades(plan: Plan, name: str, kind: str) -> None:
     words: Words = ("--features", plan.folder(features + "{fold}"), "--folds", str(FOLDS))
     words += ("--unit", "patient", "--arms", "none,class-weights,smote,gaussian,acgan")
     needs = tuple(f"{features}{fold}" for fold in range(FOLDS))
-    plan.sweep(f"grade-{name}-{kind}", *words, *_heads(plan), minutes=6, needs=needs)
+    plan.sweep(f"grade-{name}-{kind}", *words, *_heads(plan), minutes=7, needs=needs)
