@@ -15,7 +15,6 @@ import torch
 from jobs import _out
 from jobs.features import FeaturesJob
 from medray import lineage, log
-from medray._parts import remove_dead
 from medray.dist.pool import run_on_actors
 from medray.errors import DataError, UsageError
 from medray.models.extract import BATCH
@@ -320,10 +319,6 @@ def _leave(
         lineage.write(store, seen)
     text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
     store.write_bytes(SUMMARY, text.encode())
-    if store.is_local:
-        # What writers that were killed left; the index alone says that the set is finished.
-        for folder in (store.path(), store.path(PARTS)):
-            remove_dead(folder)
     maps = len(taker.shape) == 3
     made = replace(
         index,

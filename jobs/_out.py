@@ -6,9 +6,12 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from medray._parts import remove_dead
 from medray.errors import UsageError
 from medray.store import Store, make_folder
 
@@ -26,7 +29,10 @@ def plan_hash(facts: Facts) -> str:
 
 @contextlib.contextmanager
 def alone(store: Store, what: str) -> Iterator[None]:
-    """Keeps a second `what` out of a folder; the kernel frees it when this process ends."""
+    """Keeps a second `what` out of a folder; the kernel frees it when this process ends.
+
+    What writers that were killed left unfinished in it goes, before and after.
+    """
     if not store.is_local:
         yield
         return
@@ -39,7 +45,14 @@ def alone(store: Store, what: str) -> Iterator[None]:
                 f"another {what} is writing to {store.url}",
                 hint="wait for it, or take another --out",
             ) from None
+        _remove_unfinished(store)
         yield
+        _remove_unfinished(store)
+
+
+def _remove_unfinished(store: Store) -> None:
+    for folder, _, _ in os.walk(store.path()):
+        remove_dead(Path(folder))
 
 
 def start(store: Store, facts: Facts, *, what: str, done: str, overwrite: bool) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medray import log
 from tests.chaos_budget import pytest_runtest_setup
 
 __all__ = ["pytest_runtest_setup"]
@@ -46,6 +47,12 @@ def unpacked(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         return done[name]
 
     return unpack
+
+
+@pytest.fixture(autouse=True)
+def usual_log() -> None:
+    """What a job before said with --quiet or --json is no concern of the next test."""
+    log.setup()
 
 
 @pytest.fixture

@@ -142,6 +142,15 @@ def test_a_second_search_on_one_place_is_refused(runs, tmp_path, capsys):
     assert "another search is writing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folder", ["", "chunks/"])
+def test_what_a_killed_writer_left_unfinished_goes(made, runs, tmp_path, folder):
+    shutil.copytree(made, tmp_path / "out")
+    left = tmp_path / "out" / f"{folder}plain.png.{socket.gethostname().replace('.', '-')}-1-0.part"
+    left.write_bytes(b"half")
+    assert run(runs, tmp_path / "out", "--judge", f"{runs}/j") == 0
+    assert not left.exists() and tree_sha256(tmp_path / "out") == tree_sha256(made)
+
+
 def test_an_object_store_will_do(runs):
     few = ("--classes", "c", "--per-class", "16", "--check-images", "10", "--plain-images", "100")
     assert run(runs, "memory://latents-job", *few) == 0
