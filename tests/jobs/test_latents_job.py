@@ -1,5 +1,8 @@
 """`jobs/latents.py` as a person uses it: what it leaves, resume, exit codes, messages."""
 
+import shutil
+import socket
+
 import pytest
 
 from jobs import _latents_run as latents_run
