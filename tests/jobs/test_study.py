@@ -49,8 +49,10 @@ def test_every_job_of_a_study_takes_its_flags(name, scale, tmp_path):
             continue
         job, *flags = step.words
         module = importlib.import_module(f"jobs.{job}")
-        parse(getattr(module, CLASSES[job]), flags, prog=job)
-        parse(getattr(module, CLASSES[job]), [*flags, *step.begin], prog=job)
+        kind = getattr(module, CLASSES[job])
+        # A flag that the job does not have, or does not take so, is an error here.
+        assert parse(kind, flags, prog=job).model_fields_set
+        assert parse(kind, [*flags, *step.begin], prog=job).model_fields_set
 
 
 @pytest.mark.parametrize("name", NAMES)
