@@ -14,7 +14,7 @@ from medray.archive.load import Parts, check_digests, load_parts
 from medray.archive.members import encoded
 from medray.archive.plan import Places, Plan, read_plan
 from medray.archive.worker import Worker, make_shard
-from medray.dist.pool import run_on_actors
+from medray.dist.pool import run_on_actors, stopping
 from medray.errors import DataError, UsageError
 from medray.lease import Lease
 from medray.lineage import Lineage
@@ -41,7 +41,9 @@ def make(config: ArchiveJob) -> None:
     if parts.gate is not None and not plan.audited:
         log.warn("gate", "the gate did not catch its planted copies: the archive is unaudited")
     options = archive.Options(config.overwrite, config.cost_per_hour, config.wait_s)
-    archive.make(plan, places, config.out, _Run(config, plan, places, parts, workers), options, saw)
+    run = _Run(config, plan, places, parts, workers)
+    with stopping():
+        archive.make(plan, places, config.out, run, options, saw)
 
 
 def _plan(config: ArchiveJob, parts: Parts) -> Plan:

@@ -83,6 +83,16 @@ def run_on_actors(
     yield from _on_ray(ask, tasks) if most else _here(ask, tasks)
 
 
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM raises Stopped while it lasts: for what a job does before and after its tasks."""
+    restore = _stop.install(_drop)
+    try:
+        yield
+    finally:
+        restore()
+
+
 # --- here -------------------------------------------------------------------------------------
 
 

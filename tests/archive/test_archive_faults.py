@@ -227,10 +227,7 @@ def test_sigterm_ends_with_75_within_ten_seconds_and_the_rerun_is_equal(
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=20)
         assert time.monotonic() - start_s < 10
-        # So small an archive may be done before it hears of it, or all but its report: then nobody
-        # is at work who could stop, and the signal ends the command as it ends any.
-        shards = len(list(out.glob("*.tar")))
-        late = "done" in said or (out / INDEX).exists() or process.returncode == 143
-        assert process.returncode == 75 or (late and shards == 3), said
+        # So small an archive may be done before it hears of it.
+        assert process.returncode == 75 or "done" in said or (out / INDEX).exists(), said
         assert run(parts, out) == 0
         assert tree_sha256(out, is_result) == clean
