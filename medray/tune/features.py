@@ -46,6 +46,7 @@ class FeatureTrials:
         """Fits of one trial: seeds times parts."""
         return self.seeds * len(self._of(cell).parts)
 
+    @heads.one_thread()
     def score(self, cell: Cell, settings: Settings, step: int) -> float:
         """How well the fit of one step does on its validation rows: higher is better."""
         data = self._of(cell)
@@ -54,11 +55,13 @@ class FeatureTrials:
         val = data.rows.take(data.parts[part].val)
         return score_of(made.probabilities(val.features_ND), val.labels_N, self.select)
 
+    @heads.one_thread()
     def fit(self, cell: Cell, settings: Settings, seed: int) -> bytes:
         """The weights of a seed: the heads of all its parts."""
         parts = range(len(self._of(cell).parts))
         return Heads(tuple(self._fit(cell, settings, seed, part) for part in parts)).to_bytes()
 
+    @heads.one_thread()
     def predict(self, cell: Cell, weights: bytes, rows: Rows) -> Probabilities:
         """What the heads say of rows on average, (N, K)."""
         said = [made.probabilities(rows.features_ND) for made in Heads.from_bytes(weights).heads]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -129,13 +130,22 @@ def train(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread while it lasts: the number of threads changes the last bits."""
+    """One thread in torch and in NumPy's products while it lasts.
+
+    Their number changes the last bits, and a worker of Ray has another than a script.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _blas().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
 
 
 def _network(dims: int, classes: int, hidden: int, seed: int) -> torch.nn.Sequential:

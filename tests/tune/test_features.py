@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from medray.errors import UsageError
 from medray.tune import arms, head
@@ -53,6 +54,17 @@ def test_the_same_fit_gives_the_same_bytes_whatever_the_threads(hidden):
     assert made[0] == made[1]
     assert head.train([lesson], val, standard, 3, config, 10).to_bytes() != made[0]
     assert len(head.Head.from_bytes(made[0]).layers) == 1 + bool(hidden)
+
+
+def test_a_trial_is_the_same_whatever_the_threads_of_numpy():
+    # Gaussians come of products which NumPy splits over its threads: bits of 512 dimensions tell.
+    trials = feature_trials(table(count=600, dims=512, apart=0.1))
+    settings = {**SETTINGS, "ratio": 1.0}
+    made = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            made.append(trials.fit(Cell("gaussian", 1.0), settings, 0))
+    assert made[0] == made[1]
 
 
 def test_weights_are_data_and_come_back_as_they_were():
