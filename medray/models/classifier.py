@@ -21,9 +21,9 @@ from medray import rng
 from medray.errors import UsageError
 from medray.models.layers import channels_last
 from medray.models.pixels import resized
+from medray.models.residual import GROUP_CHANNELS, Block, conv, norm
 
 ARCHITECTURES = ("residual", "plain")
-GROUP_CHANNELS = 8
 SMALLEST_PX = 16
 WIDEST = 8
 LAST_PX = 4
@@ -157,14 +157,6 @@ def _check(
             raise UsageError(text)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // GROUP_CHANNELS, channels)
-
-
-def _conv(fan_in: int, fan_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(fan_in, fan_out, kernel_px, stride, kernel_px // 2, bias=False)
-
-
 def _widths(width: int, stages: int) -> list[int]:
     """Channels of each stage: doubled while halved, to eight times the first at most."""
     return [width * min(2**stage, WIDEST) for stage in range(stages)]
@@ -175,37 +167,15 @@ def _pooled(x_NFHW: Tensor) -> Tensor:
     return torch.cat([x_NFHW.mean((2, 3)), x_NFHW.amax((2, 3))], 1)
 
 
-class _Block(nn.Module):
-    """conv -> norm -> ReLU -> conv -> norm, plus what came in; halves and widens if asked."""
-
-    def __init__(self, fan_in: int, fan_out: int, halve: bool) -> None:
-        super().__init__()
-        self.halve = halve
-        self.conv1 = _conv(fan_in, fan_out, 3, 2 if halve else 1)
-        self.norm1 = _norm(fan_out)
-        self.conv2 = _conv(fan_out, fan_out, 3)
-        self.norm2 = _norm(fan_out)
-        self.skip = _conv(fan_in, fan_out, 1) if fan_in != fan_out else None
-
-    def forward(self, x_NFHW: Tensor) -> Tensor:
-        branch = functional.relu(self.norm1(self.conv1(x_NFHW)), inplace=True)
-        branch = self.norm2(self.conv2(branch))
-        if self.halve:
-            x_NFHW = functional.avg_pool2d(x_NFHW, 2, ceil_mode=True)
-        if self.skip is not None:
-            x_NFHW = self.skip(x_NFHW)
-        return functional.relu(branch + x_NFHW)
-
-
 class _Residual(nn.Module):
     """Residual blocks from half the size down to about 4 px, then pooled (He et al. 2016)."""
 
     def __init__(self, channels: int, width: int, stages: int) -> None:
         super().__init__()
         widths = _widths(width, stages)
-        self.stem, self.norm = _conv(channels, width, 3, 2), _norm(width)
-        blocks = [_Block(width, width, halve=False)]
-        blocks += [_Block(a, b, halve=True) for a, b in zip(widths, widths[1:], strict=False)]
+        self.stem, self.norm = conv(channels, width, 3, 2), norm(width)
+        blocks = [Block(width, width, halve=False)]
+        blocks += [Block(a, b, halve=True) for a, b in zip(widths, widths[1:], strict=False)]
         self.blocks = nn.ModuleList(blocks)
         self.feature_dims = 2 * widths[-1]
 
@@ -224,14 +194,14 @@ class _Plain(nn.Module):
         widths = _widths(width, stages)
         fans = zip([channels, *widths], widths, strict=False)
         self.convs = nn.ModuleList(
-            _conv(a, b, 5 if number < 2 else 3) for number, (a, b) in enumerate(fans)
+            conv(a, b, 5 if number < 2 else 3) for number, (a, b) in enumerate(fans)
         )
-        self.norms = nn.ModuleList(_norm(b) for b in widths)
+        self.norms = nn.ModuleList(norm(b) for b in widths)
         self.dense = nn.Linear(2 * widths[-1], PLAIN_FEATURES)
         self.feature_dims = PLAIN_FEATURES
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         x = images_NCHW
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = functional.leaky_relu(norm(functional.max_pool2d(conv(x), 2)), 0.1, inplace=True)
+        for layer, normed in zip(self.convs, self.norms, strict=True):
+            x = functional.leaky_relu(normed(functional.max_pool2d(layer(x), 2)), 0.1, inplace=True)
         return functional.leaky_relu(self.dense(_pooled(x)), 0.1)

@@ -31,6 +31,7 @@ POOLS = ("mean", "max", "whole", "masked")
 LOADERS = {
     "segmenter": ("medray.models.segmenter", "load_segmenter"),
     "classifier": ("medray.models.weights", "load_classifier"),
+    "encoder": ("medray.models.encoder", "load_with_config"),
 }
 
 Pixels = npt.NDArray[Any]
