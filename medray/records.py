@@ -1,6 +1,6 @@
 """The nouns that cross a border between stages: Sample, Batch, Provenance, Shard, ShardIndex.
 
-Shape letters: N samples, C channels, H and W pixels.
+Shape letters: N samples, C channels, T frames of a clip, H and W pixels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from medray.errors import DataError
 SPLITS = ("train", "val", "test")
 SCHEMA = "medray.shards/1"
 READABLE_SCHEMAS = ("medray.shards/0", SCHEMA)
+IMAGES, CLIPS = "images", "clips"
+KINDS = (IMAGES, CLIPS)
 
 Array = npt.NDArray[Any]
 
@@ -44,11 +46,12 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with what is known of it.
+    """One image, or one clip, with what is known of it.
 
     `image` is (H, W) or (H, W, 3), uint8 or uint16 (features: any shape, floating); `mask` is
     (H, W) uint8 with 0 and 255. `labels` holds 1, 0 or None (unknown) per finding, `label` one
-    class or None.
+    class or None. A clip says its number of `frames`: both are (T, H, W) then, and `slice_mm` is
+    the way from frame to frame.
     """
 
     key: str
@@ -64,6 +67,8 @@ class Sample:
     burned_in: bool | None = None
     provenance: Provenance | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    frames: int | None = None
+    slice_mm: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The content of `<key>.json`: everything but the pixels."""
@@ -80,7 +85,12 @@ class Sample:
             "burned_in": self.burned_in,
             "provenance": None if self.provenance is None else asdict(self.provenance),
             **({"extra": self.extra} if self.extra else {}),
+            **self._clip(),
         }
+
+    def _clip(self) -> dict[str, Any]:
+        """What the record of a clip says besides; images have none of it."""
+        return {} if self.frames is None else {"frames": self.frames, "slice_mm": self.slice_mm}
 
     @classmethod
     def from_record(
@@ -103,6 +113,8 @@ class Sample:
             spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1]),
             window=None if window is None else (window[0], window[1]),
             burned_in=record.get("burned_in"),
+            frames=record.get("frames"),
+            slice_mm=record.get("slice_mm"),
         )
 
 
@@ -121,7 +133,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """A set of shards: `index.json`, written last, so that a set without one is not finished."""
+    """A set of shards: `index.json`, written last, so that a set without one is not finished.
+
+    `kind` says whether its samples are images or clips; an index that does not say it is of images.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -133,6 +148,7 @@ class ShardIndex:
     licence: str
     audited: bool
     shards: tuple[Shard, ...]
+    kind: str = IMAGES
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
         """The shards of one split, in order."""
@@ -140,7 +156,10 @@ class ShardIndex:
 
     def to_json(self) -> str:
         """The text of `index.json`: the same index gives the same bytes."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        fields = {"schema": SCHEMA, **asdict(self)}
+        if self.kind == IMAGES:
+            del fields["kind"]  # sets of images are what they were before there were clips
+        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "index.json") -> ShardIndex:

@@ -175,7 +175,7 @@ def _start(store: Store, plan: Plan, overwrite: bool) -> ShardIndex | None:
             f"--out {store.url} holds a pack of another plan: {_difference(found, plan)}",
             hint="take another --out, give the same flags, or --overwrite",
         )
-    return read_index(store) if store.exists(INDEX) else None
+    return read_index(store, None) if store.exists(INDEX) else None
 
 
 def _plan_json(plan: Plan) -> bytes:

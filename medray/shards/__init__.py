@@ -2,7 +2,9 @@
 
 `NAME.tar` holds samples of one split, each as consecutive members `KEY.json`, `KEY.mask.png` where
 there is a mask, and `KEY.png`, `KEY.npy` or `KEY.npy.zst`; times and owners are fixed, so that the
-same samples give the same bytes. `NAME.idx` has one JSON line per sample:
+same samples give the same bytes. Clips (`kind` in `index.json`) are (T, H, W) in `KEY.npy` or
+`KEY.npy.zst`, and so are their masks in `KEY.mask.npy` or `KEY.mask.npy.zst`.
+`NAME.idx` has one JSON line per sample:
 
     {"key", "offset", "size", "crc32c", "sha256", "label",
      "members": [[extension, offset, size, crc32c], ...]}
@@ -27,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 
 from medray.errors import DataError, UsageError
-from medray.records import SPLITS, Sample, Shard, ShardIndex
+from medray.records import CLIPS, IMAGES, SPLITS, Sample, Shard, ShardIndex
 from medray.shards._index import INDEX, read_index, write_index
 from medray.shards._members import encode as encode_members
 from medray.shards._verify import verify
@@ -65,8 +67,9 @@ def write_set(
 ) -> ShardIndex:
     """Writes samples, of any splits, as a whole set; keys become `{split}-{number:08d}` in order.
 
-    DataError where an image differs from the first in channels or bits, is not `size_px` square, or
-    has a label outside `classes`; UsageError where a finished set stands at `url` already.
+    DataError where an image differs from the first in channels, bits or kind (image, clip), is not
+    `size_px` square, or has a label outside `classes`; UsageError where a finished set stands at
+    `url` already.
     """
     store = Store(url)
     if store.exists(INDEX):
@@ -75,7 +78,7 @@ def write_set(
         )
     with contextlib.ExitStack() as stack:
         splits: dict[str, _Split] = {}
-        kind: tuple[int, int] | None = None
+        kind: _Kind | None = None
         for sample in samples:
             if sample.split not in splits:
                 splits[sample.split] = stack.enter_context(
@@ -84,7 +87,7 @@ def write_set(
             kind = _same_kind(sample, kind, classes, size_px)
             splits[sample.split].add(sample)
         shards = [shard for split in SPLITS if split in splits for shard in splits[split].finish()]
-    channels, bits = kind or (1, 8)
+    channels, bits, of = kind or (1, 8, IMAGES)
     index = ShardIndex(
         name=name,
         classes=tuple(classes),
@@ -96,6 +99,7 @@ def write_set(
         licence=licence,
         audited=audited,
         shards=tuple(shards),
+        kind=of,
     )
     write_index(store, index)
     return index
@@ -139,17 +143,25 @@ class _Split:
         return self._done
 
 
-def _same_kind(
-    sample: Sample, kind: tuple[int, int] | None, classes: Sequence[str], size_px: int
-) -> tuple[int, int]:
-    """(channels, bits) of a sample's image, once they, its size and its label fit the set."""
-    image, where = sample.image, f"key {sample.key}"
-    found = (3 if image.ndim == 3 else 1, 8 * image.itemsize)
+_Kind = tuple[int, int, str]
+
+
+def _same_kind(sample: Sample, kind: _Kind | None, classes: Sequence[str], size_px: int) -> _Kind:
+    """(channels, bits, kind) of a sample, once they, its size and its label fit the set."""
+    image, where, clip = sample.image, f"key {sample.key}", sample.frames is not None
+    shape_HW = image.shape[1:] if clip else image.shape[:2]
+    found = (
+        1 if clip or image.ndim == 2 else 3,
+        8 * image.itemsize,
+        CLIPS if clip else IMAGES,
+    )
     if kind is not None and found != kind:
         what = f"{found[0]} channels of {found[1]} bits, in a set of {kind[0]} of {kind[1]}"
+        if found[2] != kind[2]:
+            what = f"another kind: {found[2]} among {kind[2]}"
         raise DataError(f"an image has {what}", code="MR-D030", where=where)
-    if image.shape[:2] != (size_px, size_px):
-        shape = "x".join(map(str, image.shape[:2]))
+    if shape_HW != (size_px, size_px):
+        shape = "x".join(map(str, shape_HW))
         raise DataError(f"an image is {shape} px, the set {size_px}", code="MR-D030", where=where)
     unknown = classes_of(sample) - set(classes)
     if unknown:

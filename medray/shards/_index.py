@@ -9,7 +9,7 @@ from typing import Any
 
 from medray._parts import remove_dead
 from medray.errors import DataError
-from medray.records import SPLITS, ShardIndex
+from medray.records import CLIPS, IMAGES, KINDS, SPLITS, ShardIndex
 from medray.shards import _members
 from medray.store import Store
 
@@ -26,8 +26,11 @@ def write_index(store: Store, index: ShardIndex) -> None:
         remove_dead(store.path())
 
 
-def read_index(store: Store) -> ShardIndex:
-    """Reads `index.json`; DataError if it is absent, of a newer schema, or contradicts itself."""
+def read_index(store: Store, kind: str | None = IMAGES) -> ShardIndex:
+    """Reads `index.json`; DataError if it is absent, of a newer schema, or contradicts itself.
+
+    Also where the set is not of this `kind` (None: any).
+    """
     where = f"{store.url}/{INDEX}"
     try:
         data = store.read_bytes(INDEX)
@@ -43,7 +46,19 @@ def read_index(store: Store) -> ShardIndex:
     except UnicodeDecodeError as error:
         raise DataError("the index is not text", code="MR-D021", where=where) from error
     _check_index(index, where)
+    _check_kind(index, kind or index.kind, where)
     return index
+
+
+def _check_kind(index: ShardIndex, kind: str, where: str) -> None:
+    """Refuses a set of clips where images are wanted, and the other way round."""
+    if index.kind != kind:
+        raise DataError(
+            f"a set of {index.kind}, where one of {kind} is wanted",
+            code="MR-D034",
+            where=where,
+            hint=f"give a set that was packed with{'' if kind == CLIPS else 'out'} --clips",
+        )
 
 
 def _sealed(text: str) -> str:
@@ -88,6 +103,10 @@ def _contradiction(index: ShardIndex) -> str:
     """What an index says that cannot be; empty if nothing."""
     if index.encoding not in _members.IMAGE_MEMBER:
         return f"encoding {index.encoding!r}, allowed are {', '.join(_members.IMAGE_MEMBER)}"
+    if index.kind not in KINDS:
+        return f"kind {index.kind!r}, allowed are {', '.join(KINDS)}"
+    if index.kind == CLIPS and (index.encoding == "png" or index.channels != 1):
+        return f"clips of {index.channels} channels as {index.encoding}, allowed: 1, raw or zstd"
     if index.bits not in BITS:
         return f"{index.bits} bits, allowed are {BITS}"
     if len(set(index.classes)) != len(index.classes):

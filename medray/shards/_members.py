@@ -1,6 +1,7 @@
 """A sample's members as bytes, both ways: `.json`, `.mask.png`, and `.png`, `.npy` or `.npy.zst`.
 
-Only these are ever decoded; arrays of objects are refused. Letters: H and W pixels, C channels.
+A clip's mask is `.mask.npy` or `.mask.npy.zst`. Only these are ever decoded; arrays of objects are
+refused. Letters: H and W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ IMAGE_MEMBER = {"png": "png", "raw": "npy", "zstd": "npy.zst"}
 PICTURES = ("png", "jpg", "jpeg")
 IMAGES = (*IMAGE_MEMBER.values(), "jpg", "jpeg")
 MASK, RECORD = "mask.png", "json"
+CLIP_MASKS = ("mask.npy", "mask.npy.zst")
 ZSTD_LEVEL = 3
 MAX_ARRAY_BYTES = 1 << 30
 
@@ -35,8 +37,12 @@ def encode(sample: Sample, encoding: str | None) -> list[tuple[str, bytes]]:
     members = [(RECORD, _json(sample.record()))]
     if encoding is not None:
         members.append((IMAGE_MEMBER[encoding], encode_image(sample.image, encoding)))
-    if sample.mask is not None:
+    if sample.mask is not None and sample.frames is None:
         members.append((MASK, encode_png(sample.mask)))
+    elif sample.mask is not None:
+        assert encoding is not None, "the mask of a clip is encoded as its frames are"
+        member = f"mask.{IMAGE_MEMBER[encoding]}"
+        members.append((member, encode_image(sample.mask, encoding)))
     return sorted(members)
 
 

@@ -18,7 +18,7 @@ def verify(store: Store) -> list[DataError]:
     Reads everything: the digests of idx, tar and samples, and each tar header against the idx.
     """
     try:
-        index = read_index(store)
+        index = read_index(store, None)
     except DataError as error:
         return [error]
     found = [error for shard in index.shards for error in _verify_shard(store, shard)]

@@ -210,7 +210,11 @@ class ShardReader:
 
     def sample(self, number: int) -> Sample:
         """Sample `number` decoded."""
-        row, data = self.rows[number], memoryview(self.fetch(number))
+        return self.decode(number, self.fetch(number))
+
+    def decode(self, number: int, fetched: bytes) -> Sample:
+        """Sample `number` from the bytes that `fetch` gave."""
+        row, data = self.rows[number], memoryview(fetched)
         image = mask = None
         record: dict[str, object] = {"label": row["label"], "split": self.shard.split}
         for extension, offset, size, _ in row["members"]:
@@ -218,6 +222,8 @@ class ShardReader:
             body = data[offset - row["offset"] :][:size]
             if extension == _members.MASK:
                 mask = _members.decode_picture("png", body, where)
+            elif extension in _members.CLIP_MASKS:
+                mask = _members.decode_image(extension.removeprefix("mask."), body, where)
             elif extension == _members.RECORD:
                 record |= _members.decode_record(body, where)
             elif extension in _members.IMAGES:

@@ -108,6 +108,8 @@ class ShardWriter:
                 code="MR-D030",
                 where=where,
             )
+        if self._encoding == "png" and sample.frames is not None:
+            raise DataError("a PNG holds no clip: take raw or zstd", code="MR-D030", where=where)
 
     def _write(self, body: bytes) -> None:
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medray import log
 from medray.errors import DataError
-from medray.records import SPLITS, Shard, ShardIndex
+from medray.records import CLIPS, IMAGES, SPLITS, Shard, ShardIndex
 from medray.shards import INDEX, _members, foreign, read_index
 from medray.shards.reader import (
     Row,
@@ -46,13 +46,18 @@ class Source:
 
 
 class OpenSet:
-    """The shards of one split of a source, by number. Thread-safe."""
+    """The shards of one split of a source, by number. Thread-safe.
 
-    def __init__(self, source: Source, split: str, cache: ShardCache) -> None:
+    DataError for a set that lacks the split, or whose samples are not of this `kind`.
+    """
+
+    def __init__(self, source: Source, split: str, cache: ShardCache, kind: str = IMAGES) -> None:
         self.name = source.name
         self._cache = cache
         self._files = (
-            _Foreign(source, split, cache) if _is_foreign(source) else _Packed(source, cache)
+            _Packed(source, cache, kind)
+            if kind == CLIPS or not _is_foreign(source)
+            else _Foreign(source, split, cache)
         )
         self.index = self._files.index
         self.shards = self.index.of_split(split)
@@ -130,11 +135,11 @@ class OpenSet:
 class _Packed:
     """The files of a set with an index."""
 
-    def __init__(self, source: Source, cache: ShardCache) -> None:
+    def __init__(self, source: Source, cache: ShardCache, kind: str) -> None:
         assert isinstance(source.url, str | Path)
         self._store = store = Store(source.url)
         self._cache = cache
-        self.index = read_index(store)
+        self.index = read_index(store, kind)
 
     def rows(self, shard: Shard) -> list[Row]:
         return read_rows(self._store, shard)
