@@ -91,14 +91,14 @@ def shapes(network: nn.Module, channels: int, px: int) -> dict[str, tuple[int, .
         for hook in hooks:
             hook.remove()
     names = {module: name for name, module in network.named_modules()}
-    named = {alias: network.get_submodule(path) for alias, path in _aliases(network).items()}
+    named = {alias: network.get_submodule(path) for alias, path in aliases(network).items()}
     return {
         **{alias: found[module] for alias, module in named.items() if module in found},
         **{names[module]: shape for module, shape in found.items()},
     }
 
 
-def _aliases(network: nn.Module) -> dict[str, str]:
+def aliases(network: nn.Module) -> dict[str, str]:
     """What the network itself calls its layers, and their paths."""
     given = getattr(network, "layer_names", ())
     return dict(given) if isinstance(given, Mapping) else {name: name for name in given}
@@ -123,7 +123,7 @@ class NamedLayer:
                 hint=f"--layer {near[0] if near else next(iter(found))}",
             )
         self.name, self.shape, self._network = name, found[name], trained.network
-        self._module = trained.network.get_submodule(_aliases(trained.network).get(name, name))
+        self._module = trained.network.get_submodule(aliases(trained.network).get(name, name))
 
     def __call__(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the layer, float32, and of the network; a layer run twice gives its last."""
