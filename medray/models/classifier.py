@@ -1,4 +1,4 @@
-"""Image classifiers of two families: a small residual network, and a plain one to check it by.
+"""Image classifiers: a small residual network, a plain one to check it by, and the shared encoder.
 
 Shape letters: N images, C channels, H and W pixels, K classes, D features, F maps.
 
@@ -11,35 +11,34 @@ have, with rare classes weighted up: they decide. Probabilities are calibrated: 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medray import rng
 from medray.errors import UsageError
+from medray.models.decider import Decider
+from medray.models.encoder import SMALLEST_PX as ENCODER_PX
+from medray.models.encoder import Encoder, EncoderConfig
 from medray.models.layers import channels_last
 from medray.models.pixels import resized
 from medray.models.residual import GROUP_CHANNELS, Block, conv, norm
 
-ARCHITECTURES = ("residual", "plain")
+ARCHITECTURES = ("residual", "plain", "encoder")
 SMALLEST_PX = 16
 WIDEST = 8
 LAST_PX = 4
 PLAIN_FEATURES = 128
 
 
-class Classifier(nn.Module):
+class Classifier(Decider):
     """Images `(N, C, H, W)` in [-1, 1], any size -> logits `(N, K)` float32.
 
-    `multi_label`: the classes are findings, each present or not; else exactly one is. UsageError
-    for arguments that make no network.
+    `encoder`, for the architecture of that name, are the arguments of its trunk. UsageError for
+    arguments that make no network.
     """
-
-    temperature: Tensor
-    bias: Tensor
-    thresholds: Tensor
 
     def __init__(
         self,
@@ -50,32 +49,33 @@ class Classifier(nn.Module):
         size_px: int = 64,
         width: int = 32,
         multi_label: bool = False,
+        encoder: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(classes, multi_label)
         _check(classes, architecture, channels, size_px, width, multi_label)
-        self.classes, self.multi_label = tuple(classes), multi_label
         self.architecture, self.channels = architecture, channels
         self.size_px, self.width = size_px, width
-        body = _Residual if architecture == "residual" else _Plain
-        self.body = body(channels, width, halvings(size_px))
-        self.feature_dims = self.body.feature_dims
+        self.body = _body(architecture, channels, width, size_px, encoder)
+        self.feature_dims = int(self.body.feature_dims)
         self.head = nn.Linear(self.feature_dims, len(classes))
-        # A finding is calibrated by itself; classes of which one holds have one temperature.
-        self.register_buffer("temperature", torch.ones(len(classes) if multi_label else ()))
-        self.register_buffer("bias", torch.zeros(len(classes)))
-        self.register_buffer("thresholds", torch.full((len(classes),), 0.5))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """What makes this network again: `Classifier(**arguments)`."""
+        trunk = {"encoder": self.body.encoder.arguments()} if self.encoder is not None else {}
         return {
-            "classes": list(self.classes),
+            **super().arguments(),
             "architecture": self.architecture,
             "channels": self.channels,
             "size_px": self.size_px,
             "width": self.width,
-            "multi_label": self.multi_label,
+            **trunk,
         }
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The trunk, where the architecture is one."""
+        return self.body.encoder if isinstance(self.body, _OnEncoder) else None
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Pooled features before the last layer, `(N, D)` float32."""
@@ -90,39 +90,21 @@ class Classifier(nn.Module):
         logits_NK: Tensor = self.head(self.features(images_NCHW))
         return logits_NK.float()
 
-    def calibrated(self, logits_NK: Tensor) -> Tensor:
-        """Probabilities of logits: rows sum to 1, or each finding by itself."""
-        scaled_NK = logits_NK / self.temperature + self.bias
-        return scaled_NK.sigmoid() if self.multi_label else scaled_NK.softmax(1)
 
-    def probabilities(self, images_NCHW: Tensor) -> Tensor:
-        """Calibrated probabilities, `(N, K)`."""
-        return self.calibrated(self(images_NCHW))
-
-    def decisions(self, logits_NK: Tensor) -> Tensor:
-        """What the classifier says: the class `(N,)`, or whether each finding is there `(N, K)`.
-
-        The class of the highest logit, all classes counting alike; a finding whose probability
-        reaches the threshold chosen on validation.
-        """
-        if self.multi_label:
-            return self.calibrated(logits_NK) >= self.thresholds
-        return logits_NK.argmax(1)
-
-    @torch.no_grad()
-    def seed_weights(self, seed: int) -> Classifier:
-        """Weights N(0, 2 / fan in) (He et al., ICCV 2015), each from a stream of its own name.
-
-        The head begins at a tenth, so that the first steps are calm.
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            drawn = rng.normals(seed, f"classifier.init.{name}", 0, parameter.numel())
-            scale = math.sqrt(2 / parameter[0].numel()) * (0.1 if name.startswith("head") else 1)
-            parameter.copy_(torch.from_numpy(drawn).view(parameter.shape) * scale)
-        return self
+def _body(
+    architecture: str, channels: int, width: int, size_px: int, encoder: Mapping[str, Any] | None
+) -> Any:
+    if architecture == "encoder":
+        config = EncoderConfig(**(encoder or {"channels": channels, "width": width}))
+        if config.channels != channels:
+            raise UsageError(
+                f"the encoder takes {config.channels} channel(s), the images have {channels}"
+            )
+        return _OnEncoder(config)
+    if encoder is not None:
+        raise UsageError(f"architecture {architecture} has no encoder (architecture: encoder)")
+    body = _Residual if architecture == "residual" else _Plain
+    return body(channels, width, halvings(size_px))
 
 
 def halvings(size_px: int) -> int:
@@ -139,6 +121,7 @@ def _check(
     multi_label: bool,
 ) -> None:
     least = 1 if multi_label else 2
+    smallest_px = ENCODER_PX if architecture == "encoder" else SMALLEST_PX
     faults = {
         f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}": (
             architecture not in ARCHITECTURES
@@ -147,7 +130,7 @@ def _check(
             len(set(classes)) < max(least, len(classes))
         ),
         f"channels must be 1 or 3, got {channels}": channels not in (1, 3),
-        f"size px must be {SMALLEST_PX} or more, got {size_px}": size_px < SMALLEST_PX,
+        f"size px must be {smallest_px} or more, got {size_px}": size_px < smallest_px,
         f"width must be a multiple of {GROUP_CHANNELS}, got {width}": (
             width < GROUP_CHANNELS or width % GROUP_CHANNELS != 0
         ),
@@ -165,6 +148,18 @@ def _widths(width: int, stages: int) -> list[int]:
 def _pooled(x_NFHW: Tensor) -> Tensor:
     """Mean and greatest value of each map, `(N, 2 F)`: a finding is diffuse, or in one place."""
     return torch.cat([x_NFHW.mean((2, 3)), x_NFHW.amax((2, 3))], 1)
+
+
+class _OnEncoder(nn.Module):
+    """The encoder's map, pooled."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.feature_dims = 2 * self.encoder.dims
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return _pooled(self.encoder.maps(images_NCHW))
 
 
 class _Residual(nn.Module):

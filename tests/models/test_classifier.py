@@ -51,6 +51,10 @@ def test_images_of_any_size_are_taken_and_send_gradients_back(architecture: str,
 @pytest.mark.parametrize("size_px", [16, 24, 48, 64, 96, 128])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_network_can_be_made_for_any_working_size(architecture: str, size_px: int) -> None:
+    if architecture == "encoder" and size_px < 32:
+        with pytest.raises(UsageError, match=f"32 or more, got {size_px}"):
+            made(architecture, size_px=size_px)
+        return
     network = made(architecture, size_px=size_px)
     assert network(images(1, size_px)).shape == (1, 3)
     assert halvings(64) == 4
@@ -100,7 +104,7 @@ def test_a_seed_decides_the_weights_and_another_gives_others() -> None:
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"architecture": "large"}, "residual, plain, got 'large'"),
+        ({"architecture": "large"}, "residual, plain, encoder, got 'large'"),
         ({"classes": ("one",)}, "2 or more different names"),
         ({"classes": ("a", "a")}, "2 or more different names"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
@@ -161,3 +165,28 @@ def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
     weights.save_network(Store(tmp_path), "classifier", network.state_dict(), about, "")
     with pytest.raises(DataError, match="do not fit"):
         weights.load_classifier(str(tmp_path))
+
+
+# --- on an encoder --------------------------------------------------------------------------------
+
+
+def test_the_trunk_of_a_classifier_is_the_encoder_that_its_arguments_say(tmp_path: Path) -> None:
+    network = made("encoder", encoder={"channels": 1, "width": 16}, width=8)
+    assert network.encoder is not None and network.feature_dims == 2 * 64
+    assert network.arguments()["encoder"] == {"channels": 1, "width": 16}
+    again = Classifier(**network.arguments())
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again.eval()(images(2)), network(images(2)))
+    assert made().encoder is None and "encoder" not in made().arguments()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"architecture": "encoder", "encoder": {"channels": 3, "width": 8}}, "takes 3 channel"),
+        ({"architecture": "residual", "encoder": {"channels": 1, "width": 8}}, "has no encoder"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(named: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Classifier(CLASSES, **named)  # type: ignore[arg-type]
