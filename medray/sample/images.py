@@ -11,12 +11,13 @@ Shape letters: N images, D latent dimensions, C channels, H and W pixels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from medray.errors import DataError, ResourceError, UsageError
 from medray.models.pggan import Generator
@@ -28,6 +29,7 @@ TOLERANCE = {"float32": 1, "bf16": 8}
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Renderer:
@@ -63,15 +65,28 @@ class Renderer:
 
     def render(self, latents_ND: Latents) -> Pixels:
         """The images of latents float32 (N, D), any N; DataError (MR-D070) if one is not finite."""
+        parts = self._parts(latents_ND, _levels)
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
+
+    def unrounded(self, latents_ND: Latents) -> npt.NDArray[np.float32]:
+        """The same images before they are rounded to 8 bits: float32, black at -1, white at 1."""
+        parts = self._parts(latents_ND, lambda made: made.cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: (H, W), or (H, W, 3)."""
+        return (self.px, self.px) if self.channels == 1 else (self.px, self.px, 3)
+
+    def _parts(self, latents_ND: Latents, finished: Callable[[Tensor], T]) -> list[T]:
+        """Each batch's images, (N, H, W) or (N, H, W, 3) float32, as `finished` leaves them."""
         if latents_ND.ndim != 2 or latents_ND.shape[1] != self.dims:
             raise ValueError(f"latents must have shape (N, {self.dims}), got {latents_ND.shape}")
         starts = range(0, len(latents_ND), self.batch)
         with one_thread(), torch.inference_mode():
-            parts = [self._part(latents_ND[start : start + self.batch]) for start in starts]
-        shape = (self.px, self.px) if self.channels == 1 else (self.px, self.px, 3)
-        return np.concatenate(parts) if parts else np.empty((0, *shape), np.uint8)
+            return [finished(self._part(latents_ND[at : at + self.batch])) for at in starts]
 
-    def _part(self, latents_ND: Latents) -> Pixels:
+    def _part(self, latents_ND: Latents) -> Tensor:
         padded_ND = np.zeros((self.batch, self.dims), np.float32)
         padded_ND[: len(latents_ND)] = latents_ND
         with self._exact():
@@ -84,10 +99,7 @@ class Renderer:
                 where=f"generator {self.generator_sha256[:12]}",
                 hint="take an earlier checkpoint of its run: these weights are broken",
             )
-        levels_NCHW = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-        return np.ascontiguousarray(
-            levels_NCHW[:, 0] if self.channels == 1 else levels_NCHW.transpose(0, 2, 3, 1)
-        )
+        return made[:, 0] if self.channels == 1 else made.permute(0, 2, 3, 1)
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
@@ -111,6 +123,12 @@ class Renderer:
             "tf32": False,
             "deterministic": True,
         }
+
+
+def _levels(made: Tensor) -> Pixels:
+    """Values from -1 to 1 as grey levels, uint8."""
+    levels = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return np.ascontiguousarray(levels)
 
 
 def _cudnn() -> int | None:
