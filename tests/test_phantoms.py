@@ -374,7 +374,7 @@ def test_a_size_out_of_range_is_refused(kind, size_px):
 
 def test_wrong_addresses_and_kinds_are_refused():
     with pytest.raises(ValueError, match="there are chest, brain"):
-        phantoms.dataset("knee", 0, 1, 32)
+        phantoms.dataset("foot", 0, 1, 32)
     with pytest.raises(ValueError, match="count"):
         phantoms.dataset("chest", 0, -1, 32)
     with pytest.raises(ValueError, match="index"):

@@ -1,5 +1,7 @@
 """Made-up images with known truth: chest films, brain slices with a tumour, nodules of the lung.
 
+And made-up clips: knees, slice by slice.
+
 They are the embedded default data. Each image is an address (seed, index): its bytes, labels,
 patient and split are functions of that alone, whatever else is drawn; at another size it is the
 same picture, finer or coarser.
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from medray import rng
-from medray.phantoms import _brain, _chest, _lung, _nodule
+from medray.phantoms import _brain, _chest, _knee, _lung, _nodule
 from medray.phantoms._field import Canvas, with_grain
 from medray.records import Sample
 
@@ -22,13 +24,17 @@ _BLOCK_IMAGES, _BLOCK_PATIENTS = 12, 5
 _TRAIN, _VAL = 0.70, 0.15
 
 # The width of the picture on the patient.
-_CHEST_MM, _BRAIN_MM, _LUNG_MM = 400.0, 230.0, 90.0
+_CHEST_MM, _BRAIN_MM, _LUNG_MM, _KNEE_MM = 400.0, 230.0, 90.0, 160.0
+_KNEE_DEPTH_MM = 90.0
+# A frame's noise has an address of its own: the clip's, times this, plus the frame's number.
+_KNEE_GRAINS = 64
 
 NORMAL = "normal"
 CLASSES = {
     "chest": (NORMAL, *_chest.FINDINGS),
     "brain": _brain.GRADES,
     "lung": (_nodule.SMOOTH, *_nodule.SIGNS),
+    "knee": _knee.FINDINGS,
 }
 
 
@@ -100,20 +106,52 @@ def lung(seed: int, index: int, size_px: int) -> Sample:
     )
 
 
+def knee(seed: int, index: int, size_px: int) -> Sample:
+    """A clip: 8 to 20 sagittal slices of a knee, uint8 (T, size_px, size_px), from side to side.
+
+    `labels` holds 0 or 1 for abnormal, acl (a torn cruciate ligament) and meniscus (a torn one);
+    either tear is abnormal too. `label` is the rarest that applies, None for a healthy knee.
+    ValueError as in `chest`.
+    """
+    canvas = Canvas.of(size_px)
+    patient = patient_of("knee", seed, index)
+    fields, labels = _knee.draw(seed, patient, index, canvas)
+    grain = [
+        with_grain(field, seed, "phantom.knee.grain", index * _KNEE_GRAINS + number, 0.02)
+        for number, field in enumerate(fields)
+    ]
+    split = split_of("knee", seed, patient)
+    return Sample(
+        key=f"{split}-{index:08d}",
+        image=np.stack(grain),
+        label=next((name for name in _knee.RAREST_FIRST if labels[name]), None),
+        labels=dict(labels),
+        patient=f"knee-{seed}-{patient}",
+        split=split,
+        spacing_mm=(_KNEE_MM / size_px, _KNEE_MM / size_px),
+        burned_in=False,
+        frames=len(fields),
+        slice_mm=_KNEE_DEPTH_MM / len(fields),
+    )
+
+
+# Those of images, and those of clips.
 KINDS: dict[str, Callable[[int, int, int], Sample]] = {
     "chest": chest,
     "brain": brain,
     "lung": lung,
 }
+CLIP_KINDS: dict[str, Callable[[int, int, int], Sample]] = {"knee": knee}
 
 
 def dataset(kind: str, seed: int, count: int, size_px: int) -> Iterator[Sample]:
     """The samples of addresses (seed, 0) to (seed, count - 1); ValueError for an unknown kind."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown phantoms {kind!r}; there are {', '.join(KINDS)}")
+    every = KINDS | CLIP_KINDS
+    if kind not in every:
+        raise ValueError(f"unknown phantoms {kind!r}; there are {', '.join(every)}")
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
-    draw = KINDS[kind]
+    draw = every[kind]
     return (draw(seed, index, size_px) for index in range(count))
 
 
