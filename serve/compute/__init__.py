@@ -1,0 +1,1 @@
+"""What a service computes: plain Python, no Ray and no HTTP."""
