@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._classify_data import Samples, labelled, seen, sources_of
+from jobs._classify_familiar import leave_familiarity
 from jobs.classify import ClassifyJob
 from medray import config as configuration
 from medray import log, report
@@ -51,7 +52,9 @@ def leave(
     last, roster = judged, found.validation
     if config.evaluate_split == "test":
         last, roster, facts, figures["test"] = _on_test(config, found, model, device)
-    figures["classifier_sha256"] = _save(config, run, model, figures, summary, seen(config, found))
+    sha256 = _save(config, run, model, figures, summary, seen(config, found))
+    figures["classifier_sha256"] = sha256
+    figures["unlike"] = leave_familiarity(run, model, found, sha256, device)
     _pictures(run, last, roster, facts)
     _page(config, run, {**summary, **figures}, last, facts)
     return figures
