@@ -67,3 +67,13 @@ def shown(value: object, limit: int = 80) -> str:
     """A value given by a caller, as it may stand in an error: short, printable, quoted."""
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def problem_of(error: Any) -> Problem | None:
+    """The Problem that an error is or was caused by, through Ray's wrapping; else None."""
+    seen = 0
+    while error is not None and seen < 8:
+        if isinstance(error, Problem):
+            return error
+        error, seen = getattr(error, "cause", None) or error.__cause__, seen + 1
+    return None
