@@ -56,6 +56,25 @@ def strip_png(sheets: Sequence[Pixels], *, rows_px: int) -> bytes:
     return encode_png(np.ascontiguousarray(np.concatenate(parts)))
 
 
+def attention_png(
+    clips: Sequence[Pixels], weights_NT: npt.NDArray[Any], cell_px: int = 64
+) -> bytes:
+    """Clips (T, H, W), one below the other, each frame over a bar of its share of the clip's most.
+
+    The longest bar of a clip is that of the frame that weighs most.
+    """
+    bar_px, sheets = 14, []
+    for frames_THW, weights_T in zip(clips, weights_NT, strict=True):
+        sheet = grid(frames_THW[:, None], columns=len(frames_THW), cell_px=cell_px)
+        bars = np.full((bar_px, sheet.shape[1]), GREY, np.uint8)
+        cell = (sheet.shape[1] + GAP_PX) // len(frames_THW)
+        for number, share in enumerate(weights_T / max(float(weights_T.max()), 1e-12)):
+            left, high = number * cell, max(1, round(float(share) * bar_px))
+            bars[bar_px - high :, left : left + cell - GAP_PX] = 255
+        sheets.append(np.concatenate([sheet, bars]))
+    return strip_png(sheets, rows_px=max(len(sheet) for sheet in sheets))
+
+
 def curves_png(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> bytes:
     """Curves over images seen; `panels` maps a title to the metrics drawn in it."""
     from matplotlib.figure import Figure
@@ -117,6 +136,24 @@ def reliability_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     axes.set_ylabel("share that was so", fontsize=8)
     axes.grid(alpha=0.3)
     if curves:
+        axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def roc_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
+    """True positive rates (y) over false positive rates (x), a curve a name; the diagonal is
+    chance."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8)
+    for name, (false, true) in curves.items():
+        axes.plot(false, true, marker="o", markersize=3, linewidth=1, label=name)
+    axes.set_xlabel("real called synthetic", fontsize=8)
+    axes.set_ylabel("synthetic called synthetic", fontsize=8)
+    axes.grid(alpha=0.3)
+    if 0 < len(curves) <= 12:
         axes.legend(fontsize=7)
     return _png(figure)
 
