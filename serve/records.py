@@ -52,10 +52,15 @@ class Want:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """What a classifier says of one image; `unlike` flags what is not like its training data."""
+    """What a classifier says of one image; `unlike` flags what is not like its training data.
+
+    `decided`: the class, or the findings, that the classifier says; of weighted classes that need
+    not be the most probable.
+    """
 
     probabilities: Mapping[str, float]
     model_sha256: str
+    decided: tuple[str, ...] = ()
     ood_score: float | None = None
     unlike: bool | None = None
     heat_HW: Heat | None = None

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medray.errors import UsageError
 from serve.problems import shown
 
 FORMATS = {
@@ -36,16 +37,16 @@ class Offer:
     def wanted(
         self, name: str | None, labels: Sequence[float] | Mapping[str, float] | None
     ) -> tuple[float, ...] | None:
-        """The wanted labels of a class by name, or of labels; ValueError says what is allowed."""
+        """The wanted labels of a class by name, or of labels; UsageError says what is allowed."""
         if name is not None and labels is not None:
-            raise ValueError("given: class and labels; allowed: one of them")
+            raise UsageError("given: class and labels; allowed: one of them")
         if name is not None:
             if name not in self.targets:
-                raise ValueError(f"given: class {shown(name)}; allowed: {self.names}")
+                raise UsageError(f"given: class {shown(name)}; allowed: {self.names}")
             return self.targets[name]
         if labels is None:
             if not self.plain:
-                raise ValueError(f"given: no class; allowed: {self.names}")
+                raise UsageError(f"given: no class; allowed: {self.names}")
             return None
         return self._vector(labels)
 
@@ -53,14 +54,14 @@ class Offer:
         if isinstance(labels, Mapping):
             if unknown := [name for name in labels if name not in self.classes]:
                 allowed = ", ".join(self.classes) or "none, this model has no classes"
-                raise ValueError(f"given: label {shown(unknown[0])}; allowed: {allowed}")
+                raise UsageError(f"given: label {shown(unknown[0])}; allowed: {allowed}")
             labels = [labels.get(name, 0.0) for name in self.classes]
         vector = tuple(float(value) for value in labels)
         if vector not in self.targets.values():
-            shown = "; ".join(f"{n} = {_numbers(v)}" for n, v in self.targets.items())
-            raise ValueError(
+            listed = "; ".join(f"{n} = {_numbers(v)}" for n, v in self.targets.items())
+            raise UsageError(
                 f"given: labels {_numbers(vector)[:80]}; allowed: "
-                f"{shown or 'none, this model has no classes'}"
+                f"{listed or 'none, this model has no classes'}"
             )
         return vector
 
@@ -82,9 +83,9 @@ class Offer:
         return ", ".join(self.targets) or "none, this model has no classes"
 
     def check_truncation(self, wanted: tuple[float, ...] | None, truncation: float) -> None:
-        """ValueError where there is no mean that latents could be drawn towards."""
+        """UsageError where there is no mean that latents could be drawn towards."""
         if wanted is None and truncation != 1:
-            raise ValueError(
+            raise UsageError(
                 f"given: truncation {truncation:g} without a class; allowed: 1, because plain "
                 "latents are normalised and have no mean to be drawn towards"
             )

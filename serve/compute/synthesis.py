@@ -104,6 +104,7 @@ class Synthesis:
         return latents_ND
 
     def _latent(self, order: Order) -> Floats:
+        self.check(order)
         index = np.array([order.index], np.uint64)
         if order.wanted is None:
             return cast(Floats, prior(order.seed, index, self.renderer.dims)[0])
@@ -124,7 +125,7 @@ class Synthesis:
         ]
 
     def check(self, order: Order) -> None:
-        """ValueError for an order that cannot be carried out: what was given, what is allowed."""
+        """UsageError for an order that cannot be carried out: what was given, what is allowed."""
         self.offer.wanted(None, order.wanted)
         self.offer.check_truncation(order.wanted, order.truncation)
 

@@ -1,0 +1,50 @@
+"""Any picture as a classifier's training set would hold it: a square, of its channels.
+
+Aspect kept, black around it, area-averaged on the way down, colour to luminance: as `pack`. Done
+once an upload is decoded, so that what goes on to a model is small and of one shape.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from medray.errors import UsageError
+from serve.records import Array
+
+
+def fitted(image: Array, size_px: int, channels: int) -> Array:
+    """The image in the middle of a square: (S, S), or (S, S, 3) for three channels; same type.
+
+    A fitted image stays as it is. UsageError for what is no image.
+    """
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
+        raise UsageError(
+            f"images are uint8 or uint16 (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
+        )
+    if image.ndim == 3 and channels == 1:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    square = _padded(_scaled(image, size_px), size_px)
+    return np.stack([square] * 3, axis=-1) if square.ndim == 2 and channels == 3 else square
+
+
+def _scaled(image: Array, size_px: int) -> Array:
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if (new_height, new_width) == (height, width):
+        return image
+    shrinks = new_height < height or new_width < width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    scaled: Array = cv2.resize(image, (new_width, new_height), interpolation=how)
+    return scaled
+
+
+def _padded(image: Array, size_px: int) -> Array:
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return image
+    square = np.zeros((size_px, size_px, *image.shape[2:]), image.dtype)
+    top, left = (size_px - height) // 2, (size_px - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
