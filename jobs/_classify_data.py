@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs import _data, _patients
+from jobs import _encoders as encoders
 from jobs.classify import ClassifyJob
 from medray import log
 from medray.errors import DataError
@@ -160,7 +161,7 @@ def _refuse_leaks(
     from medray.train import fraction, mixture
 
     archives = [url for url in (config.pretrain, config.synthetic) if url is not None]
-    if not archives:
+    if not archives and not encoders.trained(config):
         return
     held = validating | _of_other_splits(config)
     if config.exclude_patients is not None:
@@ -172,6 +173,8 @@ def _refuse_leaks(
     labels = None if config.fraction == 1 else mixture.samples_in(train, usable)
     for url in archives:
         lineage.refuse(url, patients=held, labels=labels)
+    if config.encoder is not None and encoders.trained(config):
+        encoders.refuse(config.encoder, held, mixture.samples_in(train, train.facts), labels)
 
 
 def _of_other_splits(config: ClassifyJob) -> set[str]:
@@ -257,7 +260,8 @@ def seen(config: ClassifyJob, found: Samples) -> Any:
         mixture.seen_in(found.train, found.train_facts, labels=True),
         mixture.seen_in(found.validation, found.validation_facts, labels=True),
         lineage.united([config.pretrain, config.synthetic, config.init_from]),
+        lineage.united([config.encoder if encoders.trained(config) else None]),
     ]
     if any(part is None for part in own):
         return None
-    return own[0] | own[1] | own[2]  # type: ignore[operator]
+    return own[0] | own[1] | own[2] | own[3]  # type: ignore[operator]

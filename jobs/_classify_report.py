@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs import _encoders as encoders
 from jobs._classify_data import Samples, labelled, seen, sources_of
 from jobs._classify_familiar import leave_familiarity
 from jobs.classify import ClassifyJob
@@ -118,6 +119,8 @@ def _save(
         "images": summary["images"],
         "best_images": figures["best_images"],
     }
+    if model.encoder is not None:
+        encoders.save(run.store, model.encoder, config.seed)
     return weights.save_network(
         run.store.child("model"),
         weights.CLASSIFIER,
@@ -137,7 +140,7 @@ def _pictures(run: RunDir, judged: Judged, roster: Roster, facts: list[Fact]) ->
     for name, counts in _confusions(judged).items():
         labels = judged.classes if not judged.multi_label else ("absent", "present")
         run.write_picture(name, report.matrix_png(counts, labels))
-    run.write_picture("reliability.png", report.reliability_png(_reliability(judged)))
+    run.write_picture("reliability.png", report.reliability_png(reliability(judged)))
     if worst := worst_mistakes(judged):
         images = next(iter(roster.images([facts[number] for number in worst], len(worst))))
         eight = images if images.dtype.itemsize == 1 else (images >> 8).astype("uint8")
@@ -164,7 +167,8 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name)[:40]
 
 
-def _reliability(judged: Judged) -> dict[str, tuple[list[float], list[float]]]:
+def reliability(judged: Judged) -> dict[str, tuple[list[float], list[float]]]:
+    """Probabilities said and shares that were so, a curve a finding, or one of all classes."""
     from medray.metrics import classification
 
     if not judged.multi_label:
@@ -201,7 +205,7 @@ def _page(
     on = "test" if "test" in summary else "validation"
     parts = [
         (f"Figures on {on}, with 95% intervals over patients", _figures(summary[on])),
-        ("Classes", _classes(summary[on])),
+        ("Classes", classes_table(summary[on])),
     ]
     names = [n for n in run.store.names("confusion") if n.endswith(".png")]
     for name in [*names, "reliability.png", "progress.png", "mistakes.png"]:
@@ -245,7 +249,8 @@ def _figures(found: dict[str, Any]) -> str:
     return report.table({n: shown(v) for n, v in kept.items()})
 
 
-def _classes(found: dict[str, Any]) -> str:
+def classes_table(found: dict[str, Any]) -> str:
+    """Every figure of every class."""
     heads = list(next(iter(found["classes"].values())))
     rows = [
         [name, *(shown(figures[head]) for head in heads)]

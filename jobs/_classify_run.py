@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobs import _data
+from jobs import _encoders as encoders
 from jobs import _training as training
 from jobs._classify_data import Samples, samples_of, tell
 from jobs.classify import ClassifyJob
@@ -48,6 +49,8 @@ def _farewell(summary: dict[str, Any]) -> str:
 
 def _choose(config: ClassifyJob) -> ClassifyJob:
     chosen = training.cadence(config, VALIDATIONS, workers=config.workers)
+    if config.encoder is not None:
+        chosen["architecture"] = "encoder"
     return config.model_copy(update=chosen)
 
 
@@ -98,6 +101,7 @@ def training_of(config: ClassifyJob, found: Samples, context: Context) -> Classi
         found.weights_2K,
         context,
         pretrain_weights_2K=found.first_weights_2K,
+        trunk=encoders.trunk_of(config, found.train.channels) if config.encoder else None,
     )
     if config.init_from:
         take_weights(algorithm, config.init_from)

@@ -8,6 +8,10 @@ another --architecture, another --seed, and the other half of the patients (--pa
 
 With --pretrain it trains on an archive's images first and then on the real ones, with --synthetic
 on both mixed; an archive that saw a held-out patient, or a label outside --fraction, is refused.
+
+With --encoder the network stands on a trunk that was trained before (jigsaw, or classify with
+--encoder), fine-tuned; with --clips it classifies clips: frames through the encoder, pooled over
+the clip by attention, ConvLSTM or mean, one logit a finding, findings that are not known left out.
 """
 
 from __future__ import annotations
@@ -19,10 +23,10 @@ from pydantic import Field, model_validator
 
 from medray.config import Location
 from medray.job import JudgedJob, Split, job
-from medray.train.classifier_config import ClassifierConfig
+from medray.train.clips_config import ClipsConfig
 
 
-class ClassifyJob(JudgedJob, ClassifierConfig):
+class ClassifyJob(JudgedJob, ClipsConfig):
     """A classifier's run: what to train on, where, which network, how long."""
 
     validation_split: Split = Field(
@@ -53,18 +57,26 @@ class ClassifyJob(JudgedJob, ClassifierConfig):
             raise ValueError("--pretrain URL and --pretrain-images N go together")
         if self.synthetic is not None and self.split != "train":
             raise ValueError("--synthetic goes with --split train: an archive has no other")
+        if self.clips and not self.data:
+            raise ValueError("--clips needs --data, a set of clips (medray pack --clips)")
+        if self.clips and (self.pretrain or self.synthetic or self.init_from):
+            raise ValueError("--clips does not go with --pretrain, --synthetic or --init-from")
+        if self.encoder and self.init_from:
+            raise ValueError("--encoder begins with a trunk, --init-from with a whole network")
         self.check_splits()
         return self
 
 
 def run(config: ClassifyJob) -> None:
     """Trains, or with --dry-run says what it would take."""
-    from jobs import _classify_run as classify_run
+    if config.clips:
+        from jobs import _classify_clips as of_clips
 
-    if config.dry_run:
-        classify_run.describe(config)
-    else:
-        classify_run.train(config)
+        (of_clips.describe if config.dry_run else of_clips.train)(config)
+        return
+    from jobs import _classify_run as of_images
+
+    (of_images.describe if config.dry_run else of_images.train)(config)
 
 
 main = job(ClassifyJob, run)

@@ -84,7 +84,8 @@ def _resolved(cls: type[Frozen], given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and typing.get_origin(_plain_type(info.annotation)) is tuple:
             value = [value]
         if _is_location(info) and isinstance(value, str):
-            value = absolute(value)
+            # A field may take a few words that are no places.
+            value = value if value in _extra(info).get("words", ()) else absolute(value)
         elif _is_location(info) and isinstance(value, list | tuple):
             value = [absolute(v) if isinstance(v, str) else v for v in value]
         resolved[name] = value

@@ -122,8 +122,15 @@ def frame_maps(encoder: Encoder, clips_NTHW: Tensor, size_px: int, cells: int) -
     Frames are resized to `size_px`; a map's cells are means over equal parts of it.
     """
     count, frames = clips_NTHW.shape[:2]
-    flat = resized(clips_NTHW.reshape(count * frames, 1, *clips_NTHW.shape[2:]), size_px)
-    maps = functional.adaptive_avg_pool2d(encoder.maps(flat).float(), cells)
+    flat = clips_NTHW.reshape(count * frames, 1, *clips_NTHW.shape[2:])
+    # Without gradients nothing of a frame has to stay but its cells.
+    at_once = len(flat) if torch.is_grad_enabled() else FRAMES_AT_ONCE
+    maps = torch.cat(
+        [
+            functional.adaptive_avg_pool2d(encoder.maps(resized(part, size_px)).float(), cells)
+            for part in torch.split(flat, at_once)
+        ]
+    )
     return maps.reshape(count, frames, *maps.shape[1:])
 
 

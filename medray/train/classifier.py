@@ -11,7 +11,8 @@ weights (the last layer too), their average and Adam's moments go on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from medray.models.classifier import Classifier
+from medray.models.decider import Decider
+from medray.models.encoder import Encoder
 from medray.models.pixels import resized, to_unit
 from medray.train.augment import Augment
 from medray.train.averaged import AveragedTraining
@@ -32,8 +35,14 @@ if TYPE_CHECKING:
     from medray.records import Batch
 
 
-class ClassifierTraining(AveragedTraining[Classifier]):
-    """A classifier on this rank; `weights_2K` as `targets.weights` gives them."""
+D = TypeVar("D", bound=Decider)
+
+
+class LabelledTraining(AveragedTraining[D], Generic[D]):
+    """What learns labels on this rank; `weights_2K` as `targets.weights` gives them.
+
+    Who builds on it says in `_network` what is trained.
+    """
 
     def __init__(
         self,
@@ -44,8 +53,13 @@ class ClassifierTraining(AveragedTraining[Classifier]):
         context: Context,
         *,
         pretrain_weights_2K: npt.NDArray[np.float64] | None = None,
+        trunk: Encoder | None = None,
     ) -> None:
-        """`pretrain_weights_2K` are those of the first stage; without them `weights_2K` are."""
+        """`pretrain_weights_2K` are those of the first stage; without them `weights_2K` are.
+
+        The network stands on `trunk`, where there is one, and begins with its weights.
+        """
+        self._trunk = trunk
         self.config, self.targets, self.channels = config, targets, channels
         super().__init__(config, self._network, context, anew_after=config.pretrain_images)
         first_2K = weights_2K if pretrain_weights_2K is None else pretrain_weights_2K
@@ -54,19 +68,19 @@ class ClassifierTraining(AveragedTraining[Classifier]):
             for rows_2K in (first_2K, weights_2K)
         ]
         self._weights_2K = self._stages_2K[1]
-        self._augment = Augment(config, channels, context.device)
 
-    def _network(self) -> Classifier:
-        c = self.config
-        network = Classifier(
-            self.targets.classes,
-            architecture=c.architecture,
-            channels=self.channels,
-            size_px=c.size_px,
-            width=c.width,
-            multi_label=self.targets.multi_label,
-        )
-        return network.seed_weights(c.seed).to(self.context.device)
+    @functools.cached_property
+    def _augment(self) -> Augment:
+        return Augment(self.config, self.channels, self.context.device)
+
+    def trunk_of(self) -> Encoder:
+        """The encoder that the network began with."""
+        assert self._trunk is not None, "the network stands on no encoder"
+        return self._trunk
+
+    def _network(self) -> D:
+        """The network as it is at the start, the same each time."""
+        raise NotImplementedError
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -120,3 +134,22 @@ class ClassifierTraining(AveragedTraining[Classifier]):
         unit_NCHW = to_unit(torch.from_numpy(images_NCHW).to(self.context.device))
         logits_NK: npt.NDArray[np.float32] = self.average(unit_NCHW).cpu().numpy()
         return logits_NK
+
+
+class ClassifierTraining(LabelledTraining[Classifier]):
+    """A classifier of images in training."""
+
+    def _network(self) -> Classifier:
+        c, trunk = self.config, self._trunk
+        network = Classifier(
+            self.targets.classes,
+            architecture="encoder" if trunk is not None else c.architecture,
+            channels=self.channels,
+            size_px=c.size_px,
+            width=c.width,
+            multi_label=self.targets.multi_label,
+            encoder=None if trunk is None else trunk.arguments(),
+        ).seed_weights(c.seed)
+        if trunk is not None and network.encoder is not None:
+            network.encoder.load_state_dict(trunk.state_dict())
+        return network.to(self.context.device)

@@ -14,8 +14,9 @@ class ClassifierConfig(Frozen):
     """What decides a classifier's weights, but for the images."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="every random number is a function of it")
-    architecture: Literal["residual", "plain"] = Field(
-        "residual", description="residual network, or a plain one to judge by"
+    architecture: Literal["residual", "plain", "encoder"] = Field(
+        "residual",
+        description="residual network, a plain one to judge by, or the trunk that --encoder takes",
     )
     labels: Literal["auto", "one", "many"] = Field(
         "auto",

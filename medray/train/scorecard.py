@@ -89,6 +89,35 @@ def mean_auroc(judged: Judged) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
+def macro_auroc(judged: Judged, seed: int, draws: int = DRAWS) -> Figure:
+    """Mean AUC of the classes that have both kinds of sample, with its interval over patients.
+
+    None where no class has; a draw that lacks a kind of one of them says nothing.
+    """
+    defined = [k for k in range(len(judged.classes)) if _auroc_of(judged, k) is not None]
+    if not defined:
+        return None
+
+    def mean(rows: Rows) -> float:
+        each = []
+        for k in defined:
+            known = rows[judged.truth_NK[rows, k] >= 0]
+            p_N, is_N = judged.probabilities_NK[known, k], judged.truth_NK[known, k] == 1
+            if not len(known):
+                raise UndefinedMetricError("AUC of no samples")
+            each.append(classification.auroc(p_N, is_N))
+        return float(np.mean(each))
+
+    return _interval(judged, mean, seed, draws)
+
+
+def rarest_finding(judged: Judged) -> str | None:
+    """The finding that the fewest of the samples have, of those that both have and lack it."""
+    positive_K, known_K = (judged.truth_NK == 1).sum(0), (judged.truth_NK >= 0).sum(0)
+    both = [k for k in range(len(judged.classes)) if 0 < positive_K[k] < known_K[k]]
+    return judged.classes[min(both, key=lambda k: int(positive_K[k]))] if both else None
+
+
 def _auroc_of(judged: Judged, k: int) -> float | None:
     known = judged.truth_NK[:, k] >= 0
     return _or_none(

@@ -6,18 +6,19 @@ Shape letters: N samples, C channels, H and W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from medray import report
-from medray.models.classifier import Classifier
+from medray.models.decider import Decider
 from medray.models.pixels import to_unit
 from medray.rundir import RunDir
 from medray.stream.roster import Fact, Roster
 from medray.train import calibrate, scorecard, targets
-from medray.train.classifier import ClassifierTraining
+from medray.train.classifier import LabelledTraining
 from medray.train.scorecard import Judged
 from medray.train.targets import Targets
 
@@ -37,7 +38,7 @@ class Validation:
 
     def __init__(
         self,
-        model: ClassifierTraining,
+        model: LabelledTraining[Any],
         run: RunDir,
         roster: Roster,
         facts: Sequence[Fact],
@@ -96,19 +97,24 @@ def draw_progress(run: RunDir) -> None:
 
 @torch.no_grad()
 def logits_of(
-    classifier: Classifier, roster: Roster, facts: Sequence[Fact], device: torch.device
+    classifier: Decider, roster: Roster, facts: Sequence[Fact], device: torch.device
 ) -> Logits:
     """What the classifier says of each of `facts`, (N, K)."""
     parts = [
-        classifier(to_unit(torch.from_numpy(images_NCHW).to(device))).cpu().numpy()
-        for images_NCHW in roster.images(facts, BATCH)
+        classifier(_entering(torch.from_numpy(images).to(device))).cpu().numpy()
+        for images in roster.images(facts, BATCH)
     ]
     logits_NK: Logits = np.concatenate(parts).astype(np.float64)
     return logits_NK
 
 
+def _entering(stored: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1]; what is no pixels (maps that were made once) stays as it is."""
+    return stored if stored.is_floating_point() else to_unit(stored)
+
+
 def settled(
-    classifier: Classifier,
+    classifier: Decider,
     logits_NK: Logits,
     truth_NK: npt.NDArray[np.int8],
     bias_K: npt.NDArray[np.float64],
@@ -130,7 +136,7 @@ def settled(
             classifier.thresholds.copy_(torch.from_numpy(cuts_K))
 
 
-def calibrated(classifier: Classifier, logits_NK: Logits) -> Logits:
+def calibrated(classifier: Decider, logits_NK: Logits) -> Logits:
     """Probabilities of logits, in float64."""
     with torch.no_grad():
         device = classifier.bias.device
@@ -138,9 +144,7 @@ def calibrated(classifier: Classifier, logits_NK: Logits) -> Logits:
     return p_NK.cpu().numpy()
 
 
-def judge(
-    classifier: Classifier, logits_NK: Logits, facts: Sequence[Fact], wanted: Targets
-) -> Judged:
+def judge(classifier: Decider, logits_NK: Logits, facts: Sequence[Fact], wanted: Targets) -> Judged:
     """What the classifier says of samples, beside the truth."""
     with torch.no_grad():
         decisions = classifier.decisions(torch.from_numpy(logits_NK).to(classifier.bias.device))
