@@ -28,6 +28,8 @@ class JobBook(Protocol):
 
     async def cancel(self, owner: str | None, job_id: str) -> dict[str, Any]: ...
 
+    async def close(self) -> None: ...
+
 
 class Services(Protocol):
     """Models by name, jobs, limits, metrics. Every failure is a `problems.Problem`.
@@ -70,6 +72,10 @@ class Services(Protocol):
 
     async def close(self) -> None:
         """Ends the background work; requests in flight are answered first."""
+        ...
+
+    async def all_metrics(self) -> Metrics:
+        """What all replicas counted together."""
         ...
 
     def ready(self) -> bool:

@@ -1,0 +1,70 @@
+"""`python -m serve generator=RUN classifier=RUN`: the service in one process, without Ray.
+
+The same KEY=VALUE as `serve run serve.app:app` takes. SIGTERM: no new connections, what is under
+way is answered, then the end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from medray import log
+from medray.errors import MedrayError, UsageError
+from serve.settings import Args
+
+
+def parsed(words: Sequence[str]) -> Args:
+    """The settings of KEY=VALUE words; UsageError says what is wrong."""
+    given = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"given: {word!r}; allowed: KEY=VALUE")
+        given[key] = value
+    return settings(given)
+
+
+def settings(given: object) -> Args:
+    """Checked settings; UsageError instead of pydantic's own."""
+    try:
+        return Args.model_validate(given)
+    except ValidationError as error:
+        texts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        hint = f"allowed: {', '.join(Args.model_fields)}"
+        raise UsageError("; ".join(texts), hint=hint) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT."""
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        for name, field in Args.model_fields.items():
+            print(f"  {name}={field.default!r:24} {field.description}")
+        return 0
+    try:
+        args = parsed(words)
+        return _serve(args)
+    except MedrayError as error:
+        log.error("failed", str(error), exit_code=error.exit_code)
+        return error.exit_code
+
+
+def _serve(args: Args) -> int:
+    from serve import door, gate
+    from serve.in_process import InProcess
+
+    services = InProcess(args)
+    server = door.server(gate.front(services), args)
+    socket = door.listening(args.host, args.port)
+    host, port = socket.getsockname()[:2]
+    log.event("listening", f"http://{host}:{port}{args.root_path}", port=port)
+    server.run([socket])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
