@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Packs images (a CSV, a folder per class, a tree of DICOM) into shards, de-identified, by patient.
 
+With --clips it packs volumes and series instead: frames in order, several findings a clip.
+
 Run again after an interruption, it goes on; the same files and flags give the same bytes whatever
 the number of workers. Files that cannot be packed go to rejected.csv, beside the index.
 """

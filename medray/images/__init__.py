@@ -9,7 +9,7 @@ pixels not supported, 106 transparent, 107 array that is no image, 108 memory, 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from medray.errors import DataError
 from medray.images.files import (
@@ -38,11 +38,17 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
+# The length of its header, 348 or 540 bytes, in either order of bytes; or a gzip's first two.
+_NIFTI_HEADS = frozenset(size.to_bytes(4, order) for size in (348, 540) for order in _ORDERS)
 EXTENSIONS = frozenset((".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
 
 
 def format_of(head: bytes) -> str | None:
-    """ "dicom", "png", "jpeg", "tiff" or "npy" by a file's first 132 bytes, None for another."""
+    """ "dicom", "png", "jpeg", "tiff", "npy" or "nifti" by a file's first 132 bytes, else None.
+
+    Anything gzipped is taken for NIfTI, which decoding will refuse where it is not.
+    """
     if head[:8] == SIGNATURE:
         return "png"
     if head[128:132] == b"DICM":
@@ -51,6 +57,8 @@ def format_of(head: bytes) -> str | None:
         return "jpeg"
     if head[:4] in (b"II*\0", b"MM\0*"):
         return "tiff"
+    if head[:4] in _NIFTI_HEADS or head[:2] == b"\x1f\x8b":
+        return "nifti"
     return "npy" if head[:6] == b"\x93NUMPY" else None
 
 
@@ -79,6 +87,10 @@ def _decode(data: bytes, window: Window) -> Decoded:
         return decode_pillow_file(data, kind.upper(), window)
     if kind == "npy":
         return decode_npy_file(data, window)
+    if kind == "nifti":
+        raise DataError(
+            "a volume is not one image", code="MR-D105", hint="medray pack --clips takes NIfTI"
+        )
     raise unknown_format(data)
 
 
@@ -95,6 +107,10 @@ def _bits_of(data: bytes) -> int:
     if kind == "npy":
         dtype = npy_header(data)[2]
         return 8 if dtype.itemsize == 1 and dtype.kind in "bu" else 16
+    if kind == "nifti":
+        from medray.images.nifti import nifti_bits
+
+        return nifti_bits(data)
     raise unknown_format(data)
 
 

@@ -8,6 +8,7 @@ batch behind it, an answer one image.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import io
 import json
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -29,9 +30,11 @@ import numpy as np
 from medray.errors import DataError
 from medray.images import Decoded, Window, decode, format_of
 from medray.images.dicom import Header, dicom_header
+from medray.images.frames import Frames, decode_frames
 
 MEMORY_BYTES = 700 << 20
 CPU_S = 5
+CLIP_MEMORY_BYTES, CLIP_CPU_S = 3 << 30, 60
 # A child that neither computes nor answers: stopped by a debugger, or a machine about to fall over.
 WALL_S = 60.0
 _FRAME = struct.Struct("<IQ")
@@ -73,6 +76,11 @@ class LimitedDecoder:
         """One header or error per (name, bytes) of DICOM files, in order."""
         for answer in self._ask({"do": "header"}, files):
             yield answer if isinstance(answer, DataError) else Header(**answer[0])
+
+    def frames_many(self, files: Sequence[tuple[str, bytes]]) -> Iterator[Frames | DataError]:
+        """What `frames.decode_frames` gives, or an error, per (name, bytes), in order."""
+        for answer in self._ask({"do": "frames"}, files):
+            yield answer if isinstance(answer, DataError) else _framed_values(*answer)
 
     def close(self) -> None:
         """Ends the child."""
@@ -179,7 +187,17 @@ def _decoded(head: dict[str, Any], pixels: bytes) -> Decoded:
     return Decoded(image, **head)
 
 
+def _framed_values(head: dict[str, Any], pixels: bytes) -> Frames:
+    values = np.frombuffer(pixels, head.pop("dtype")).reshape(head.pop("shape"))
+    for name in ("spacing_mm", "window", "places_mm"):
+        head[name] = None if head[name] is None else tuple(head[name])
+    if head["directions"] is not None:
+        head["directions"] = tuple(tuple(direction) for direction in head["directions"])
+    return Frames(values, **head)
+
+
 _shared: LimitedDecoder | None = None
+_shared_for_clips: LimitedDecoder | None = None
 
 
 def shared() -> LimitedDecoder:
@@ -189,6 +207,15 @@ def shared() -> LimitedDecoder:
         _shared = LimitedDecoder()
         atexit.register(_shared.close)
     return _shared
+
+
+def shared_for_clips() -> LimitedDecoder:
+    """As `shared`, for files of hundreds of frames, which take more memory and time."""
+    global _shared_for_clips
+    if _shared_for_clips is None:
+        _shared_for_clips = LimitedDecoder(memory_bytes=CLIP_MEMORY_BYTES, cpu_s=CLIP_CPU_S)
+        atexit.register(_shared_for_clips.close)
+    return _shared_for_clips
 
 
 def decode_limited(data: bytes, *, name: str = "", window: Window = "auto") -> Decoded:
@@ -299,6 +326,11 @@ def _load(kind: str) -> None:
         for name in dir(decoders):
             if name.endswith("Decoder"):
                 _ = getattr(decoders, name).is_available
+    elif kind == "nifti":
+        with contextlib.suppress(ImportError):  # which a file's answer will say
+            import nibabel
+
+            _ = nibabel
     elif kind in ("jpeg", "tiff"):
         from PIL import JpegImagePlugin, TiffImagePlugin
 
@@ -323,6 +355,8 @@ def _answer(question: dict[str, Any], data: bytes) -> tuple[dict[str, Any], byte
     try:
         if question["do"] == "header":
             return asdict(dicom_header(data)), b""
+        if question["do"] == "frames":
+            return _described_frames(decode_frames(data))
         window: Window = question["window"]
         decoded = decode(data, window=window if isinstance(window, str) else (window[0], window[1]))
         return _described(decoded)
@@ -338,6 +372,14 @@ def _described(decoded: Decoded) -> tuple[dict[str, Any], memoryview]:
     names = ("bits", "modality", "spacing_mm", "window", "burned_in", "frames")
     head = {name: getattr(decoded, name) for name in names}
     return {**head, "dtype": image.dtype.str, "shape": image.shape}, image.reshape(-1).view(
+        np.uint8
+    ).data
+
+
+def _described_frames(frames: Frames) -> tuple[dict[str, Any], memoryview]:
+    values = frames.values_THW
+    head = {field.name: getattr(frames, field.name) for field in fields(Frames)[1:]}
+    return {**head, "dtype": values.dtype.str, "shape": values.shape}, values.reshape(-1).view(
         np.uint8
     ).data
 

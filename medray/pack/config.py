@@ -11,6 +11,9 @@ from medray.config import Frozen, Location
 # Where and how fast a pack runs, and what it puts up with: none of it changes a byte of a shard.
 NOT_IN_PLAN = frozenset("source workers max_rejected secret_file".split())
 
+CLIP_DEFAULTS = {"file_column": "clip", "encoding": "zstd", "samples_per_shard": 32}
+_YES = ("true", "1", "yes", "on", "y", "t")
+
 Text = Annotated[str, BeforeValidator(str)]
 
 
@@ -21,11 +24,16 @@ class PackConfig(Frozen):
         description="CSV, folder per class, or a tree of DICOM, PNG, JPEG, TIFF, NPY",
         json_schema_extra={"metavar": "FOLDER|CSV"},
     )
+    clips: bool = Field(
+        False,
+        description="pack volumes and series as clips: a CSV (clip, patient, split, mask and a "
+        "column per finding: 1, 0 or empty) or a folder of NIfTI, NPY and folders of slices",
+    )
     size_px: int = Field(ge=4, le=8192, description="side of the square images that are written")
     layout: Literal["auto", "csv", "classes", "tree"] = Field(
         "auto", description="what a folder is: labels.csv in it, a folder per class, or a tree"
     )
-    file_column: str = Field("file", description="the CSV's column of file names")
+    file_column: str = Field("file", description="the CSV's column of file names (clips: clip)")
     label_column: str = Field("label", description="... of labels; several are joined by |")
     split_column: str = Field(
         "split", description="... of train, val, test; absent or empty: drawn"
@@ -52,8 +60,10 @@ class PackConfig(Frozen):
         description="auto: the file's own window or levels; minmax: each image's range; or "
         "CENTRE,WIDTH",
     )
-    encoding: Literal["png", "raw", "zstd"] = Field("png", description="how pixels are stored")
-    samples_per_shard: int = Field(1000, ge=1, description="samples of a shard")
+    encoding: Literal["png", "raw", "zstd"] = Field(
+        "png", description="how pixels are stored (clips: raw or zstd, which is their default)"
+    )
+    samples_per_shard: int = Field(1000, ge=1, description="samples of a shard (clips: 32)")
     val: float = Field(0.15, ge=0, lt=1, description="part of the patients for val, without splits")
     test: float = Field(0.15, ge=0, lt=1, description="part of the patients for test")
     burned_in: Literal["flag", "reject"] = Field(
@@ -79,6 +89,13 @@ class PackConfig(Frozen):
         "~/.config/medray/secret.key, made at first use)",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _clips_have_their_own_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or str(given.get("clips", "")).lower() not in _YES:
+            return given
+        return {**CLIP_DEFAULTS, **given}
+
     @field_validator("channels")
     @classmethod
     def _one_or_three(cls, channels: int) -> int:
@@ -103,10 +120,18 @@ class PackConfig(Frozen):
     def _makes_sense(self) -> PackConfig:
         if self.val + self.test >= 1:
             raise ValueError(f"--val {self.val} and --test {self.test} leave nothing for train")
+        odd = [name for name in ("box_columns", "label_column") if self._differs(name)]
+        if self.clips and (odd or self.channels != 1 or self.encoding == "png"):
+            what = odd[0].replace("_", "-") if odd else f"channels {self.channels}"
+            what = what if odd or self.channels != 1 else "encoding png"
+            raise ValueError(f"--clips does not go with --{what}")
         for column in (self.file_column, self.mask_column, self.patient_column):
             if column in self.keep_columns:
                 raise ValueError(f"--keep-columns must not keep {column!r}: it can name a patient")
         return self
+
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 def parse_window(text: str) -> Any:

@@ -15,13 +15,14 @@ from typing import Any
 from medray import log
 from medray.errors import DataError, UsageError
 from medray.pack import report
+from medray.pack.clips import list_clips
 from medray.pack.config import PackConfig
 from medray.pack.deidentify import Keyed, load_secret
 from medray.pack.plan import Plan, ShardPlan, make_plan
 from medray.pack.probe import Probed, probe
 from medray.pack.sources import Listing, list_source
 from medray.pack.worker import STATE, Result, finished, pack_shard
-from medray.records import ShardIndex
+from medray.records import CLIPS, IMAGES, ShardIndex
 from medray.shards import INDEX, read_index, write_index
 from medray.store import Store, make_folder
 
@@ -49,7 +50,7 @@ def pack(config: PackConfig, job: Job) -> ShardIndex | None:
     """
     keyed = load_secret(config.secret_file)
     workers = _workers(config, job.out)
-    listing = list_source(config, keyed)
+    listing = list_clips(config, keyed) if config.clips else list_source(config, keyed)
     plan = make_plan(config, listing, _probed(config, listing, keyed, workers), keyed, job.seed)
     _check_plan(plan, config)
     if job.dry_run:
@@ -78,7 +79,7 @@ def _probed(
     config: PackConfig, listing: Listing, keyed: Keyed, workers: int
 ) -> list[Probed] | None:
     """Bits and patients from the files' headers, where the table does not say them."""
-    names = [entry.file for entry in listing.entries]
+    names = [entry.files[0] if entry.files else entry.file for entry in listing.entries]
     if config.bits != "auto" and all(entry.patient for entry in listing.entries):
         return None
     if not workers or len(names) <= PROBE_PER_TASK:
@@ -120,11 +121,12 @@ def _print_dry_run(plan: Plan, job: Job, workers: int) -> None:
         log.event("shard", f"{shard.name}: {len(shard.entries):,} files")
     rules = plan.rules
     raw = plan.files * rules.size_px**2 * rules.channels * rules.bits // 8
+    most = f"at most {raw / 2**20:,.1f} MiB of pixels, " if rules.kind == IMAGES else ""
     log.event(
         "dry_run",
         f"{plan.files:,} files into {len(plan.shards)} shards of {rules.size_px} px, {rules.bits} "
-        f"bits, {rules.channels} channel(s), classes {', '.join(rules.classes) or 'none'}; at most "
-        f"{raw / 2**20:,.1f} MiB of pixels, {workers or 'no'} Ray workers; nothing was written",
+        f"bits, {rules.channels} channel(s), classes {', '.join(rules.classes) or 'none'}; {most}"
+        f"{workers or 'no'} Ray workers; nothing was written",
         plan=plan.hash,
     )
 
@@ -260,6 +262,8 @@ def _finish(store: Store, plan: Plan, results: list[Result], config: PackConfig)
         report.SUMMARY: report.summary_json(facts),
         report.CONTACT: report.contact_sheet(store, index),
     }
+    if index.kind == CLIPS:
+        beside[report.NOTES] = report.notes_csv(plan, results)
     with ThreadPoolExecutor() as pool:  # each waits for the disk
         list(pool.map(store.write_bytes, beside.keys(), beside.values()))
     write_index(store, index)
@@ -280,6 +284,7 @@ def _index(store: Store, plan: Plan, results: list[Result], config: PackConfig) 
         licence=config.licence,
         audited=False,
         shards=tuple(result.shard for result in results if result.shard is not None),
+        kind=plan.rules.kind,
     )
 
 
@@ -299,6 +304,9 @@ def _say(store: Store, facts: dict[str, Any], rejected: int, seconds: float) -> 
     if facts["burned_in_flagged"]:
         text = f"{facts['burned_in_flagged']:,} images may have text in their pixels (flagged)"
         log.warn("burned_in", f"MR-D212 warning  {text}")
+    for code, count in facts.get("notes", {}).items():
+        text = f"{code} warning  {report.NOTE_TEXTS[code]}: {count:,} ({report.NOTES} says where)"
+        log.warn("clips", text, code=code)
     if rejected:
         log.warn("rejected", f"{rejected:,} files were rejected: {report.REJECTED} says why")
     log.event("packed", report.table(facts), **facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,10 +17,11 @@ from medray.pack.deidentify import Keyed
 from medray.pack.probe import Probed, common_bits, with_patients
 from medray.pack.sources import Entry, Files, Listing, Rejected, label_counts
 from medray.pack.split import drawn_splits, patients_in_two_splits
-from medray.records import SPLITS
+from medray.records import CLIPS, IMAGES, SPLITS
 
-# A box counts where there is one: sets packed before there were any keep their plans.
-_ENTRY = tuple(field.name for field in fields(Entry) if field.name != "box")
+# A box, and what clips alone have, count where there are any: older sets keep their plans.
+_CLIP = ("findings", "files", "mask_files")
+_ENTRY = tuple(field.name for field in fields(Entry) if field.name not in ("box", *_CLIP))
 # Counts up when the same files would give other bytes.
 VERSION = 1
 
@@ -38,6 +39,7 @@ class Rules:
     burned_in: str
     classes: tuple[str, ...]
     rarest_first: tuple[str, ...]
+    kind: str = IMAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def make_plan(
     findings = [*listing.findings, *patients_in_two_splits(entries)]
     if findings:
         raise_all(findings)
-    rules = _rules(config, listing.base, entries, probed)
+    rules = _rules(config, listing, entries, probed)
     shards = tuple(_shards(entries, config.samples_per_shard))
     facts = _facts(config, rules, entries, Files(listing.base or "/"), seed)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -97,22 +99,23 @@ def _warn_of_unknown_patients(entries: list[Entry]) -> None:
 
 
 def _rules(
-    config: PackConfig, base: str, entries: list[Entry], probed: list[Probed] | None
+    config: PackConfig, listing: Listing, entries: list[Entry], probed: list[Probed] | None
 ) -> Rules:
     counts = label_counts(entries)
     bits = common_bits(probed or []) if config.bits == "auto" else int(config.bits)
     if config.bits == "auto":
         log.event("bits", f"{bits} bits a pixel (--bits auto)", bits=bits)
     return Rules(
-        base=base,
+        base=listing.base,
         size_px=config.size_px,
         channels=config.channels,
         bits=bits,
         window=parse_window(config.window),
         encoding=config.encoding,
         burned_in=config.burned_in,
-        classes=config.classes or tuple(sorted(counts)),
+        classes=config.classes or listing.classes or tuple(sorted(counts)),
         rarest_first=tuple(sorted(counts, key=lambda name: (counts[name], name))),
+        kind=CLIPS if config.clips else IMAGES,
     )
 
 
@@ -130,12 +133,14 @@ def _facts(
     config: PackConfig, rules: Rules, entries: list[Entry], files: Files, seed: int
 ) -> dict[str, Any]:
     """What decides the bytes, without anything that could name a file or a patient."""
-    stamps = files.stamps([entry.file for entry in entries])
     lines = [
         json.dumps(
-            [getattr(entry, name) for name in _ENTRY] + [entry.box] * bool(entry.box) + [stamp]
+            [getattr(entry, name) for name in _ENTRY]
+            + [entry.box] * bool(entry.box)
+            + [getattr(entry, name) for name in _CLIP if entry.files]
+            + stamps
         )
-        for entry, stamp in zip(entries, stamps, strict=True)
+        for entry, stamps in zip(entries, _stamps(files, entries), strict=True)
     ]
     return {
         "version": VERSION,
@@ -148,8 +153,15 @@ def _facts(
     }
 
 
+def _stamps(files: Files, entries: list[Entry]) -> Iterator[list[tuple[int, int] | None]]:
+    """Size and time of every file of each entry."""
+    names = [[*entry.files, *entry.mask_files] or [entry.file] for entry in entries]
+    every = iter(files.stamps([name for some in names for name in some]))
+    return ([next(every) for _ in some] for some in names)
+
+
 def _not_asked_for(config: PackConfig) -> frozenset[str]:
-    return frozenset() if config.box_columns else frozenset({"box_columns"})
+    return frozenset(name for name in ("box_columns", "clips") if not getattr(config, name))
 
 
 def raise_all(findings: Sequence[DataError]) -> None:

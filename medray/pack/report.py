@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.images import encode_png, to_bits
+from medray.pack.clips import empty_findings
 from medray.pack.geometry import fit
 from medray.pack.plan import Plan
 from medray.pack.sources import Rejected
 from medray.pack.worker import Result
-from medray.records import SPLITS, ShardIndex
+from medray.records import CLIPS, SPLITS, ShardIndex
 from medray.shards import open_shard
 from medray.store import Store
 
@@ -28,6 +29,12 @@ REJECTED, DUPLICATES, SUMMARY, CONTACT = (
     "summary.json",
     "contact.png",
 )
+NOTES = "findings.csv"
+NOTE_TEXTS = {
+    "MR-D214": "clips with frames missing",
+    "MR-D215": "clips whose frames were out of order and are in order now",
+    "MR-D216": "clips with several frames at one place",
+}
 PER_ROW, THUMB_PX, NAME_PX, MOST_ROWS = 8, 96, 120, 24
 
 Array = npt.NDArray[Any]
@@ -94,7 +101,45 @@ def summary(
         "burned_in_flagged": sum(result.flagged for result in results),
         **_brightest(index, results),
         "duplicates_across_splits": len(same),
+        **(_of_clips(plan, results) if index.kind == CLIPS else {}),
     }
+
+
+def _of_clips(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
+    """What a set of clips has besides: frames, blank ones, findings known, what is odd."""
+    frames = [count for result in results for count in result.frames]
+    entries = [entry for shard in plan.shards for entry in shard.entries]
+    known = {
+        name: Counter(str(dict(entry.findings).get(name)) for entry in entries)
+        for name in plan.rules.classes
+    }
+    words = {"present": "1", "absent": "0", "unknown": "None"}
+    return {
+        "kind": CLIPS,
+        "frames": {
+            "all": sum(frames),
+            "least": min(frames, default=0),
+            "median": float(np.median(frames)) if frames else 0.0,
+            "most": max(frames, default=0),
+            "blank": sum(result.blank for result in results),
+        },
+        "findings": {
+            name: {word: counts[value] for word, value in words.items()}
+            for name, counts in known.items()
+        },
+        "findings_never_known": empty_findings(entries, plan.rules.classes),
+        "notes": dict(sorted(Counter(c for r in results for _, c, _ in r.notes).items())),
+    }
+
+
+def notes_csv(plan: Plan, results: Sequence[Result]) -> bytes:
+    """What is odd about which clip, by key."""
+    rows = [
+        (f"{shard.split}-{shard.first + number:08d}", code, text)
+        for shard, result in zip(plan.shards, results, strict=True)
+        for number, code, text in result.notes
+    ]
+    return _csv(("key", "code", "finding"), rows)
 
 
 def _brightest(index: ShardIndex, results: Sequence[Result]) -> dict[str, int]:
@@ -122,7 +167,8 @@ def table(facts: dict[str, Any]) -> str:
     rows += [
         [name, *(f"{facts['classes'][split].get(name, 0):,}" for split in SPLITS)] for name in names
     ]
-    rows += [["images", *(f"{facts['images'][split]:,}" for split in SPLITS)]]
+    noun = facts.get("kind", "images")
+    rows += [[noun, *(f"{facts['images'][split]:,}" for split in SPLITS)]]
     rows += [["patients", *(f"{facts['patients'][split]:,}" for split in SPLITS)]]
     first = max(len(row[0]) for row in rows)
     widths = [max(len(row[column]) for row in rows) for column in range(1, len(rows[0]))]
@@ -142,11 +188,30 @@ def summary_json(facts: dict[str, Any]) -> bytes:
 
 
 def contact_sheet(store: Store, index: ShardIndex) -> bytes:
-    """A PNG with a row per class (its first images), for a look before any training."""
+    """A PNG with a row per class (its first images), for a look before any training.
+
+    Of clips a row is one clip, its frames evenly spread: the first of each class, and of none.
+    """
+    if index.kind == CLIPS:
+        clips = [(name, _strip(store, index, name)) for name in (*index.classes[:MOST_ROWS], None)]
+        strips = [_row(name or "no finding", frames) for name, frames in clips if frames]
+        return encode_png(np.concatenate(strips or [_row("", [])]))
     rows = {name: _first_of(store, index, name) for name in index.classes[:MOST_ROWS]}
     if not any(rows.values()):
         rows = {"": _first_of(store, index, None)}
     return encode_png(np.concatenate([_row(name, images) for name, images in rows.items()]))
+
+
+def _strip(store: Store, index: ShardIndex, label: str | None) -> list[Array]:
+    """Frames of the first clip with this label, evenly spread over it; none where there is none."""
+    for shard in index.shards:
+        reader = open_shard(store, shard)
+        for number, row in enumerate(reader.rows):
+            if row["label"] == label:
+                frames = reader.sample(number).image
+                places = np.linspace(0, len(frames) - 1, min(PER_ROW, len(frames)))
+                return [frames[round(place)] for place in places.tolist()]
+    return []
 
 
 def _first_of(store: Store, index: ShardIndex, label: str | None) -> list[Array]:

@@ -41,6 +41,10 @@ class Entry:
     mask: str | None = None
     box: Box | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    # Of clips alone: 1, 0 or None per finding; the files of the clip, and of its mask.
+    findings: tuple[tuple[str, int | None], ...] = ()
+    files: tuple[str, ...] = ()
+    mask_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Listing:
     entries: list[Entry]
     rejected: list[Rejected] = field(default_factory=list)
     findings: list[DataError] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
 
 
 class Files:
@@ -118,7 +123,7 @@ def list_source(config: PackConfig, keyed: Keyed) -> Listing:
         log.event("layout", f"labels from {TABLE} in the source folder")
         return _without_absent(read_table(config, keyed, source, TABLE))
     names = store.names()
-    files = sorted(_pictures(Files(source), names))
+    files = sorted(pictures(Files(source), names))
     if not files:
         raise DataError(
             f"no images among {len(names)} files in the source folder",
@@ -131,7 +136,7 @@ def list_source(config: PackConfig, keyed: Keyed) -> Listing:
 # --- folders ----------------------------------------------------------------------------------
 
 
-def _pictures(files: Files, names: Iterable[str]) -> Iterator[str]:
+def pictures(files: Files, names: Iterable[str]) -> Iterator[str]:
     """Names that are images by their ending, or DICOM by content where they have none that says."""
     for name in names:
         path = PurePosixPath(name)
@@ -186,6 +191,21 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 def read_table(config: PackConfig, keyed: Keyed, base: str, name: str) -> Listing:
     """The entries of a CSV; DataError if it cannot be read or lacks a column that was asked for."""
+    reader = opened_table(config, base, name)
+    listing = Listing(base, [])
+    try:
+        for row in reader:
+            _add_row(config, keyed, row, f"{name}:{reader.line_num}", listing)
+    except csv.Error as error:
+        listing.findings.append(
+            DataError(f"not a CSV: {error}", code="MR-D202", where=f"{name}:{reader.line_num}")
+        )
+    check_rows(config, listing)
+    return listing
+
+
+def opened_table(config: PackConfig, base: str, name: str) -> csv.DictReader[str]:
+    """The rows of a CSV; DataError if it is no text or lacks a column that was asked for."""
     try:
         text = Files(base or "/").read(name).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
@@ -199,18 +219,8 @@ def read_table(config: PackConfig, keyed: Keyed, base: str, name: str) -> Listin
     first_line = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first_line.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = list(reader.fieldnames or ())
-    _check_columns(config, columns, name)
-    listing = Listing(base, [])
-    try:
-        for row in reader:
-            _add_row(config, keyed, row, f"{name}:{reader.line_num}", listing)
-    except csv.Error as error:
-        listing.findings.append(
-            DataError(f"not a CSV: {error}", code="MR-D202", where=f"{name}:{reader.line_num}")
-        )
-    _check_rows(config, listing)
-    return listing
+    _check_columns(config, list(reader.fieldnames or ()), name)
+    return reader
 
 
 def _check_columns(config: PackConfig, columns: list[str], name: str) -> None:
@@ -291,7 +301,7 @@ def _box(cells: Sequence[str]) -> Box | None:
     return left, top, right, bottom
 
 
-def _check_rows(config: PackConfig, listing: Listing) -> None:
+def check_rows(config: PackConfig, listing: Listing) -> None:
     """Findings of rows against each other, all of them."""
     if not listing.entries and not listing.findings:
         raise DataError("the table has no rows", code="MR-D201", hint="a row per image is wanted")

@@ -14,11 +14,12 @@ from typing import Any
 from medray.errors import DataError
 from medray.images import Decoded
 from medray.images.child import shared
+from medray.pack.clips_worker import clip_samples
 from medray.pack.deidentify import file_digest
 from medray.pack.geometry import as_mask, as_set, box_mask, scaled_spacing_mm
 from medray.pack.plan import Rules, ShardPlan
 from medray.pack.sources import Entry, Files
-from medray.records import Sample, Shard
+from medray.records import CLIPS, Sample, Shard
 from medray.shards import ShardWriter
 from medray.store import Store
 
@@ -37,6 +38,10 @@ class Result:
     pixels: list[tuple[int, str]] = field(default_factory=list)
     brightest: int = 0
     flagged: int = 0
+    # Of clips: what is odd about which, the frames of each, and how many of those are blank.
+    notes: list[tuple[int, str, str]] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    blank: int = 0
 
 
 def state_name(shard: str) -> str:
@@ -49,7 +54,8 @@ def pack_shard(out: str, rules: Rules, shard: ShardPlan, plan_hash: str) -> Resu
     store = Store(out)
     result = Result(plan_hash, None)
     with ShardWriter(store, shard.name, shard.split, rules.encoding) as writer:
-        for number, sample in _samples(rules, shard):
+        made = clip_samples(rules, shard, result) if rules.kind == CLIPS else _samples(rules, shard)
+        for number, sample in made:
             if isinstance(sample, DataError):
                 result.rejected.append((number, sample.code, sample.message))
                 continue

@@ -147,7 +147,7 @@ def fluid(exam: Exam, s: float, x: Field, y: Field) -> Field:
     reach = exam.effusion * np.sqrt(max(1 - (s / 1.1) ** 2, 0.05))
     pouch = ellipse(x, y, (-0.47, -0.52), (0.03 + 0.11 * reach, 0.12 + 0.24 * reach), 0.12)
     behind = ellipse(x, y, (0.55, 0.20), (0.02 + 0.06 * reach, 0.04 + 0.12 * reach))
-    return np.maximum(step(1 - pouch, 0.4), reach * step(1 - behind, 0.5))
+    return np.asarray(np.maximum(step(1 - pouch, 0.4), reach * step(1 - behind, 0.5)))
 
 
 def frame(
