@@ -75,6 +75,13 @@ class Args(Frozen):
     job_images: int = Field(1_000_000, ge=1, description="most images of a job")
     job_workers: int = Field(0, ge=0, description="Ray actors of a job (0: in its own process)")
 
+    studies: Location | None = Field(
+        None, description="folder of reader studies (none: no studies)"
+    )
+    database: str | None = Field(
+        None, description="where answers are kept ($MEDRAY_DATABASE_URL; none: SQLite in state_dir)"
+    )
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Args:
         if self.max_replicas < self.min_replicas:

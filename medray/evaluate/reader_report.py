@@ -10,6 +10,7 @@ Shape letters: N readings, R readers.
 from __future__ import annotations
 
 import csv
+import functools
 import html
 import io
 import json
@@ -175,17 +176,27 @@ def _within(pooled: Mapping[str, Any], name: str, rate: float) -> bool | None:
 
 
 def files(
-    study: ReaderSet, truth: Mapping[str, Known], answers: Sequence[Answer], *, seed: int = 0
+    study: ReaderSet,
+    truth: Mapping[str, Known],
+    answers: Sequence[Answer],
+    *,
+    seed: int = 0,
+    only: str | None = None,
 ) -> dict[str, bytes]:
-    """Every file of the report by name; DataError for answers that do not fit the study."""
+    """Every file of the report by name, or `only` one; DataError for answers that do not fit."""
     readings = readings_of(study, truth, answers)
-    found = figures(study, readings, seed=seed)
-    return {
-        PAGE: page(study, readings, found).encode(),
-        FIGURES: (json.dumps(found, indent=1) + "\n").encode(),
-        TABLE: table(truth, readings, answers).encode(),
-        IMRMC: statistics.imrmc(readings.first, title=study.name).encode(),
+
+    @functools.cache
+    def found() -> dict[str, Any]:
+        return figures(study, readings, seed=seed)
+
+    makers: dict[str, Callable[[], str]] = {
+        PAGE: lambda: page(study, readings, found()),
+        FIGURES: lambda: json.dumps(found(), indent=1) + "\n",
+        TABLE: lambda: table(truth, readings, answers),
+        IMRMC: lambda: statistics.imrmc(readings.first, title=study.name),
     }
+    return {name: make().encode() for name, make in makers.items() if only in (None, name)}
 
 
 def table(truth: Mapping[str, Known], readings: Readings, answers: Sequence[Answer]) -> str:

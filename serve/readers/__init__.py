@@ -1,0 +1,1 @@
+"""The reader study: who may read (`desk.py`), what is kept (`store.py`), HTTP (`routes.py`)."""
