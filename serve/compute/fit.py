@@ -6,6 +6,8 @@ once an upload is decoded, so that what goes on to a model is small and of one s
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -28,10 +30,25 @@ def fitted(image: Array, size_px: int, channels: int) -> Array:
     return np.stack([square] * 3, axis=-1) if square.ndim == 2 and channels == 3 else square
 
 
+class Box(NamedTuple):
+    """Where the picture lies within the square, in pixels of the square."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def box_of(height: int, width: int, size_px: int) -> Box:
+    """Where `fitted` puts a picture of this size."""
+    scale = size_px / max(height, width)
+    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    return Box((size_px - high) // 2, (size_px - wide) // 2, high, wide)
+
+
 def _scaled(image: Array, size_px: int) -> Array:
     height, width = image.shape[:2]
-    scale = size_px / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    _, _, new_height, new_width = box_of(height, width, size_px)
     if (new_height, new_width) == (height, width):
         return image
     shrinks = new_height < height or new_width < width
