@@ -1,11 +1,12 @@
-"""The `medray` command: jobs by name, and submit, local, verify, regenerate, doctor.
+"""The `medray` command: jobs by name, and submit, local, verify, regenerate, doctor, top.
 
 medray NAME ...            runs jobs/NAME.py here
 medray submit NAME ...     runs it on a Ray cluster and ends with its own exit code
 medray local NAME ...      starts a Ray on this machine for it, submits, and stops that Ray
 medray verify SET          checks every digest of a set of shards
 medray regenerate ARCHIVE ADDRESS --out FILE    makes one synthetic image again
-medray doctor              what this machine has, and what it lacks
+medray doctor              what this machine has, what it lacks, and what to do about it
+medray top RUN ...         how runs stand, live in the terminal (--once: printed once)
 """
 
 from __future__ import annotations
@@ -119,7 +120,13 @@ def _regenerate(argv: Sequence[str]) -> int:
 def _doctor(argv: Sequence[str]) -> int:
     from medray import doctor
 
-    return doctor.report()
+    return doctor.main(argv)
+
+
+def _top(argv: Sequence[str]) -> int:
+    from medray import top
+
+    return top.main(argv)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -128,6 +135,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": _verify,
     "regenerate": _regenerate,
     "doctor": _doctor,
+    "top": _top,
 }
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "job": BASE | ONE,
     "doctor": BASE,
     "submit": BASE | {"job"},
+    "top": BASE | ONE,
 }
 HOMES = {
     "ray.train": {"medray/dist"},
