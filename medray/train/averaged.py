@@ -7,7 +7,7 @@ have parameters alone: they normalise within an image, and keep no running stati
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,10 @@ class Settings(Protocol):
     lr: float
     weight_decay: float
     ema_half_life_images: float
-    precision: Literal["fp32", "bf16"]
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16."""
 
     def lr_at(self, images: int) -> float:
         """Learning rate after `images` images."""
@@ -48,7 +51,14 @@ class AveragedTraining(Generic[N]):
     average: N
 
     def __init__(
-        self, config: Settings, make: Callable[[], N], context: Context, *, anew_after: int = 0
+        self,
+        config: Settings,
+        make: Callable[[], N],
+        context: Context,
+        *,
+        anew_after: int = 0,
+        engine: str = "torch",
+        zero_stage: int = 0,
     ) -> None:
         """`make` gives the network as it is at the start, the same each time.
 
@@ -59,13 +69,14 @@ class AveragedTraining(Generic[N]):
         self.best = self._averaged()
         self.best_score, self.best_images = float("inf"), 0
         self.engine = make_engine(
-            "torch",
+            engine,
             self.network,
             list(self.network.named_parameters()),
             context,
             lr=config.lr,
             betas=BETAS,
             eps=EPSILON,
+            zero_stage=zero_stage,
         )
 
     # --- the step -----------------------------------------------------------------------------
