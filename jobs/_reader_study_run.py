@@ -144,7 +144,8 @@ def _shuffled(roster: Roster, seed: int, kind: int) -> list[Fact]:
     facts = roster.facts
     order = rng.permutation(seed, "readers.choose", kind, len(facts))
     seen: set[str] = set()
-    first, later = [], []
+    first: list[Fact] = []
+    later: list[Fact] = []
     for number in order:
         fact = facts[number]
         patient = fact.patient or f"sample {fact.key}"

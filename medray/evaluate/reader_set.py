@@ -100,7 +100,8 @@ class ReaderSet:
             items = tuple(Item(i["id"], tuple(i["images"])) for i in fields["items"])
             made = cls(
                 store,
-                *(fields[name] for name in ("name", "mode")),
+                name=fields["name"],
+                mode=fields["mode"],
                 classes=tuple(fields["classes"]),
                 size_px=fields["size_px"],
                 bits=fields["bits"],

@@ -104,14 +104,14 @@ class Readings:
     def where(self, chosen_N: Flags) -> Readings:
         """Some of the readings."""
         rows = np.flatnonzero(chosen_N)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: getattr(self, name)[rows]
             for name in (
                 *("reader_N", "case_N", "truth_N", "score_N", "seconds_N", "position_N"),
                 *("repeat_N", "flagged_N"),
             )
         }
-        words = {
+        words: dict[str, Any] = {
             name: tuple(getattr(self, name)[row] for row in rows) if getattr(self, name) else ()
             for name in ("said_N", "label_N")
         }

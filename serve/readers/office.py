@@ -38,7 +38,7 @@ class Office:
 
     def progress(self, study: Study) -> dict[str, Any]:
         """How far the readers are; nothing of what they answered."""
-        readers = []
+        readers: list[dict[str, Any]] = []
         for reader in self.desk.store.readers(study.id):
             answers = self.desk.store.answers(reader.id)
             readers.append(

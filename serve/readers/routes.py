@@ -172,18 +172,18 @@ def _reading(routes: APIRouter, desk: Desk) -> None:
     reads, changes = Depends(who.reads), Depends(who.changes)
 
     @routes.get("/{study}/items", summary="The cases in the reader's order")
-    def items(study: str, reader: Annotated[Reader, reads]) -> Response:
+    def items(study: str, reader: Reader = reads) -> Response:
         desk.own_study(reader, study)
         return _json({"items": desk.items(reader)})
 
     @routes.get("/{study}/items/{item}/images/{side}", summary="The pixels of an image, as .npy")
-    def image(study: str, item: str, side: int, reader: Annotated[Reader, reads]) -> Response:
+    def image(study: str, item: str, side: int, reader: Reader = reads) -> Response:
         desk.own_study(reader, study)
         data = desk.image(reader, item, side)
         return Response(data, 200, NO_STORE, "application/x-npy")
 
     @routes.post("/{study}/answers", status_code=201, summary="Answer a case, once or to correct")
-    def answer(study: str, body: Answered, reader: Annotated[Reader, changes]) -> Response:
+    def answer(study: str, body: Answered, reader: Reader = changes) -> Response:
         desk.own_study(reader, study)
         kept, fresh, truth = desk.answer(reader, Given(**body.model_dump()))
         content = {"answer": public(kept), "sitting": desk.sitting(reader)}
@@ -192,13 +192,13 @@ def _reading(routes: APIRouter, desk: Desk) -> None:
         return _json(content, 201 if fresh else 200)
 
     @routes.post("/{study}/events", status_code=204, summary="A pause begins or ends")
-    def event(study: str, body: Event, reader: Annotated[Reader, changes]) -> Response:
+    def event(study: str, body: Event, reader: Reader = changes) -> Response:
         desk.own_study(reader, study)
         desk.store.add_event(reader.id, body.kind, desk.now())
         return Response(status_code=204)
 
     @routes.post("/{study}/finish", status_code=204, summary="The reader is done")
-    def finish(study: str, reader: Annotated[Reader, changes]) -> Response:
+    def finish(study: str, reader: Reader = changes) -> Response:
         desk.own_study(reader, study)
         desk.finish(reader)
         return Response(status_code=204)

@@ -216,7 +216,17 @@ class Store:
         with self.reading() as connection:
             rows = connection.execute(text(query), {"value": value}).all()
         return [
-            Reader(*row[:5], bool(row[5]), row[6], order=tuple(json.loads(row[7]))) for row in rows
+            Reader(
+                id=row.id,
+                study=row.study,
+                number=row.number,
+                name=row.name,
+                expires_s=row.expires_s,
+                revoked=bool(row.revoked),
+                finished_s=row.finished_s,
+                order=tuple(json.loads(row.item_order)),
+            )
+            for row in rows
         ]
 
     def revoke(self, reader_id: int) -> None:
@@ -343,4 +353,7 @@ def _answers(connection: Connection, reader_id: int, item: str | None = None) ->
     query = f"SELECT {', '.join(ANSWER_COLUMNS)} FROM answers WHERE reader = :reader"
     query += " AND item = :item ORDER BY version" if item is not None else " ORDER BY id"
     rows = connection.execute(text(query), {"reader": reader_id, "item": item}).all()
-    return [Answer(*row[:10], bool(row[10]), bool(row[11]), row[12]) for row in rows]
+    return [
+        Answer(**{**row._mapping, "hidden": bool(row.hidden), "idle": bool(row.idle)})
+        for row in rows
+    ]
