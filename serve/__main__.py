@@ -9,14 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from medray import log
 from medray.errors import MedrayError, UsageError
-from serve.settings import Args
+from serve.settings import Args, parsed
 
 
-def parsed(words: Sequence[str]) -> Args:
+def settings(words: Sequence[str]) -> Args:
     """The settings of KEY=VALUE words; UsageError says what is wrong."""
     given = {}
     for word in words:
@@ -24,17 +22,7 @@ def parsed(words: Sequence[str]) -> Args:
         if not equals:
             raise UsageError(f"given: {word!r}; allowed: KEY=VALUE")
         given[key] = value
-    return settings(given)
-
-
-def settings(given: object) -> Args:
-    """Checked settings; UsageError instead of pydantic's own."""
-    try:
-        return Args.model_validate(given)
-    except ValidationError as error:
-        texts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        hint = f"allowed: {', '.join(Args.model_fields)}"
-        raise UsageError("; ".join(texts), hint=hint) from None
+    return parsed(given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name}={field.default!r:24} {field.description}")
         return 0
     try:
-        args = parsed(words)
-        return _serve(args)
+        return _serve(settings(words))
     except MedrayError as error:
         log.error("failed", str(error), exit_code=error.exit_code)
         return error.exit_code

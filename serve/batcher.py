@@ -58,7 +58,8 @@ class Batcher(Generic[T, R]):
 
     `run` takes a list of items and gives as many results: a coroutine function, or a plain one that
     is run in a thread. Submissions are refused (Full) while more than `limit` items wait; one that
-    comes when nothing waits is taken whatever its size.
+    comes when nothing waits is taken whatever its size. A batch that fails is tried again for each
+    caller alone, unless `separate` says of its error that this would not help.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class Batcher(Generic[T, R]):
         *,
         lanes: int = 1,
         observe: Callable[[int, float], None] | None = None,
+        separate: Callable[[BaseException], bool] = lambda error: True,
     ) -> None:
         self.size, self.window_s, self.limit, self.lanes = size, window_s, limit, lanes
         self._run = run
         self._threads: Executor | None = None
         if not inspect.iscoroutinefunction(run):
             self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="batch")
-        self._observe = observe
+        self._observe, self._separate = observe, separate
         self._callers: deque[_Caller[T, R]] = deque()
         self.waiting = 0
         self._running = 0
@@ -162,8 +164,9 @@ class Batcher(Generic[T, R]):
             results = await self._results(items)
         except Exception as error:
             callers = {id(caller) for caller, _, _ in batch}
-            if len(callers) == 1:
-                batch[0][0].failed(error)
+            if len(callers) == 1 or not self._separate(error):
+                for share in batch:
+                    share[0].failed(error)
                 return
             for share in batch:
                 if not share[0].future.done():

@@ -215,6 +215,11 @@ class Door:
             await asyncio.sleep(0.01)
         self._started.set()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Asks it to close; what is under way is answered."""
         if self._server is not None:
@@ -223,8 +228,11 @@ class Door:
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
 
-    async def bridge(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request that came to another loop (through Serve's proxy), answered in the door's."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
         outer, inner = asyncio.get_running_loop(), self.loop
         assert inner is not None, "the door was not started"
 
@@ -236,6 +244,15 @@ class Door:
 
         scope = {**scope, "state": {}}
         await _in(inner, self.app(scope, received, sent))
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """The service's begin and end are the door's, not those of the other loop."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
 
 
 async def _in(loop: asyncio.AbstractEventLoop, work: Awaitable[T]) -> T:

@@ -83,9 +83,17 @@ class Loaded:
 
     async def generate(self, orders: Sequence[Order], format: str) -> list[Made]:
         """The images of orders, encoded."""
-        batcher = self._batcher("generate", self._generate, self._args.batch)
-        found: list[Made] = await batcher.submit([(order, format) for order in orders])
-        return found
+        return await self.run("generate", [(order, format) for order in orders])
+
+    async def run(self, op: str, items: list[Any]) -> list[Any]:
+        """One operation for items of any callers: what a gate sends to a replica."""
+        runs: dict[str, tuple[Callable[[list[Any]], list[Any]], int]] = {
+            "generate": (self._generate, self._args.batch),
+            "classify": (self._classify, self._args.classify_batch),
+            "features": (self._features, self._args.classify_batch),
+        }
+        answers: list[Any] = await self._batcher(op, *runs[op]).submit(items)
+        return answers
 
     def _generate(self, items: list[tuple[Order, str]]) -> list[Made]:
         made: list[Made] = self.model.make([i[0] for i in items], [i[1] for i in items])
@@ -93,9 +101,7 @@ class Loaded:
 
     async def classify(self, images: Sequence[Array], want: Want) -> list[Diagnosed]:
         """What the classifier says of images."""
-        batcher = self._batcher("classify", self._classify, self._args.classify_batch)
-        found: list[Diagnosed] = await batcher.submit([(image, want) for image in images])
-        return found
+        return await self.run("classify", [(image, want) for image in images])
 
     def _classify(self, items: list[tuple[Array, Want]]) -> list[Diagnosed]:
         found: list[Diagnosed] = self.model.diagnose([i[0] for i in items], [i[1] for i in items])
@@ -103,9 +109,7 @@ class Loaded:
 
     async def features(self, images: Sequence[Array]) -> Array:
         """Features (N, D) of images."""
-        batcher = self._batcher("features", self._features, self._args.classify_batch)
-        rows: list[Array] = await batcher.submit(list(images))
-        return np.stack(rows)
+        return np.stack(await self.run("features", list(images)))
 
     def _features(self, items: list[Array]) -> list[Array]:
         return list(self.model.features(items))

@@ -6,13 +6,16 @@ No Ray, no torch and no HTTP here.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from medray.config import Frozen, Location
+from medray.config import Frozen, Location, absolute
+from medray.errors import UsageError
 from serve.records import ModelSpec
 
+PLACES = ("generator", "latents", "classifier", "keys", "state_dir")
 OPEN_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -99,6 +102,14 @@ class Args(Frozen):
     def body_bytes(self) -> int:
         return int(self.body_mib * 2**20)
 
+    def placed(self) -> Args:
+        """The same with absolute places: replicas work in other folders."""
+        told = {name: getattr(self, name) for name in PLACES if getattr(self, name)}
+        models = {name: spec_placed(spec) for name, spec in self.models.items()}
+        roots = tuple(absolute(root) for root in self.model_roots)
+        update = {name: absolute(url) for name, url in told.items()}
+        return self.model_copy(update={**update, "models": models, "model_roots": roots})
+
     def named(self) -> dict[str, ModelSpec]:
         """The models by name: those of `models`, and `generator`, `classifier` where given."""
         found = dict(self.models)
@@ -107,6 +118,22 @@ class Args(Frozen):
         if self.classifier:
             found["classifier"] = ModelSpec("classifier", self.classifier)
         return found
+
+
+def spec_placed(spec: ModelSpec) -> ModelSpec:
+    """A specification with absolute places."""
+    latents = absolute(spec.latents) if spec.latents else None
+    return replace(spec, url=absolute(spec.url), latents=latents)
+
+
+def parsed(given: object) -> Args:
+    """Checked settings with absolute places; UsageError says what is wrong."""
+    try:
+        return Args.model_validate(given).placed()
+    except ValidationError as error:
+        texts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        hint = f"allowed: {', '.join(Args.model_fields)}"
+        raise UsageError("; ".join(texts), hint=hint) from None
 
 
 def is_loopback(host: str) -> bool:
