@@ -64,22 +64,22 @@ class Header:
 
 def decode_dicom(data: bytes, window: Window = "auto") -> Decoded:
     """The first frame of a DICOM file; DataError for anything that cannot be decoded."""
-    with _quiet():
-        dataset = _guarded(lambda: _read_first_frame(data))
-        return _guarded(lambda: to_decoded(dataset, window))
+    with quiet():
+        dataset = guarded(lambda: _read_first_frame(data))
+        return guarded(lambda: to_decoded(dataset, window))
 
 
 def dicom_header(data: bytes) -> Header:
     """Bits, patient and burned-in annotation of a DICOM file, without decoding its pixels."""
-    with _quiet():
-        return _guarded(lambda: _header(data))
+    with quiet():
+        return guarded(lambda: _header(data))
 
 
 def _header(data: bytes) -> Header:
     dataset = read(data, "PatientID")
-    _check_pixels(dataset)
+    check_pixels(dataset)
     patient = str(dataset.get("PatientID") or "").strip()
-    return Header(_bits(dataset), patient or None, _burned_in(dataset))
+    return Header(bits_of(dataset), patient or None, burned_in_of(dataset))
 
 
 def read(data: bytes, *more: str) -> Dataset:
@@ -101,7 +101,7 @@ def first_frame(dataset: Dataset) -> Array:
     """Stored values of the first frame, (H, W) or (H, W, 3); YBR is turned into RGB."""
     from pydicom.pixels.utils import pixel_array
 
-    _check_pixels(dataset)
+    check_pixels(dataset)
     return pixel_array(dataset, index=0)
 
 
@@ -110,9 +110,9 @@ def to_decoded(dataset: Dataset, window: Window = "auto") -> Decoded:
     stored = first_frame(dataset)
     if stored.ndim == 3 and stored.shape[2] != 3:
         raise DataError(f"{stored.shape[2]} samples per pixel; 1 or 3 are wanted", code="MR-D105")
-    bits, used = _bits(dataset), None
+    bits, used = bits_of(dataset), None
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        image = _palette(stored, dataset, bits)
+        image = palette_levels(stored, dataset, bits)
     elif stored.ndim == 3:
         image = _full_range(stored, dataset, bits)
     else:
@@ -120,11 +120,11 @@ def to_decoded(dataset: Dataset, window: Window = "auto") -> Decoded:
     return Decoded(
         np.ascontiguousarray(image),
         bits,
-        modality=_text(dataset, "Modality"),
-        spacing_mm=_spacing_mm(dataset),
+        modality=text_of(dataset, "Modality"),
+        spacing_mm=spacing_mm_of(dataset),
         window=used,
-        burned_in=_burned_in(dataset),
-        frames=_frames(dataset),
+        burned_in=burned_in_of(dataset),
+        frames=frame_count(dataset),
     )
 
 
@@ -158,14 +158,14 @@ def _meta_end(data: bytes) -> int:
     return min(start, len(data))
 
 
-def _check_pixels(dataset: Dataset) -> None:
+def check_pixels(dataset: Dataset) -> None:
     """Refuses what has no pixels or too many of them, before any of them is decoded."""
     if not any(name in dataset for name in PIXELS):
         raise DataError("the DICOM file has no pixels", code="MR-D104", hint="leave it out")
     check_size(int(dataset.Columns), int(dataset.Rows))
 
 
-class _quiet:
+class quiet:
     """pydicom's warnings and log lines quote values of the file: none of them gets out."""
 
     def __enter__(self) -> None:
@@ -181,7 +181,7 @@ class _quiet:
         self._catcher.__exit__(None, None, None)
 
 
-def _guarded(work: Callable[[], T]) -> T:
+def guarded(work: Callable[[], T]) -> T:
     """Runs `work`; whatever a parser raises becomes one DataError without the file's values."""
     try:
         return work()
@@ -208,7 +208,7 @@ def _guarded(work: Callable[[], T]) -> T:
 # --- values to grey levels --------------------------------------------------------------------
 
 
-def _bits(dataset: Dataset) -> int:
+def bits_of(dataset: Dataset) -> int:
     if "PixelData" not in dataset:
         return 16
     return 8 if int(dataset.get("BitsStored") or dataset.BitsAllocated) <= 8 else 16
@@ -223,7 +223,7 @@ def _full_range(stored: Array, dataset: Dataset, bits: int) -> Array:
     return grey_levels(stored, low, low + float((1 << depth) - 1), bits)
 
 
-def _palette(stored: Array, dataset: Dataset, bits: int) -> Array:
+def palette_levels(stored: Array, dataset: Dataset, bits: int) -> Array:
     from pydicom.pixels.processing import apply_color_lut
 
     coloured = apply_color_lut(stored, dataset)
@@ -268,7 +268,7 @@ def _voi_lut(values: Array, dataset: Dataset, bits: int) -> Array:
 
 def _own_window(dataset: Dataset) -> tuple[float, float] | None:
     """The file's first window, if it has one that means something."""
-    centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    centre, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
     exact = str(dataset.get("VOILUTFunction") or "LINEAR") != "LINEAR"
     if centre is None or width is None or width < (1e-12 if exact else 1):
         return None
@@ -293,7 +293,7 @@ def _own_windowed(values: Array, own: tuple[float, float], function: str, bits: 
 # --- facts ------------------------------------------------------------------------------------
 
 
-def _number(dataset: Dataset, name: str) -> float | None:
+def number_of(dataset: Dataset, name: str) -> float | None:
     """The first value of a number attribute, None where it is absent, empty or not finite."""
     value = dataset.get(name)
     if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
@@ -304,13 +304,13 @@ def _number(dataset: Dataset, name: str) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _text(dataset: Dataset, name: str) -> str | None:
+def text_of(dataset: Dataset, name: str) -> str | None:
     """A code string; what does not look like one is not passed on."""
     value = str(dataset.get(name) or "")
     return value if 0 < len(value) <= 16 and value.replace("_", "").isalnum() else None
 
 
-def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
+def spacing_mm_of(dataset: Dataset) -> tuple[float, float] | None:
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = dataset.get(name)
         if value is not None and type(value).__name__ == "MultiValue" and len(value) == 2:
@@ -320,14 +320,14 @@ def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
     return None
 
 
-def _frames(dataset: Dataset) -> int:
-    return int(_number(dataset, "NumberOfFrames") or 1)
+def frame_count(dataset: Dataset) -> int:
+    return int(number_of(dataset, "NumberOfFrames") or 1)
 
 
-def _burned_in(dataset: Dataset) -> bool | None:
+def burned_in_of(dataset: Dataset) -> bool | None:
     """True for YES, and for devices that often do it unless the file says NO; None is unknown."""
     said = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
     if said in ("YES", "NO"):
         return said == "YES"
     captured = str(dataset.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
-    return True if captured or _text(dataset, "Modality") in _OFTEN_BURNED_IN else None
+    return True if captured or text_of(dataset, "Modality") in _OFTEN_BURNED_IN else None

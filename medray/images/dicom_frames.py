@@ -28,13 +28,13 @@ _TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 def dicom_frames(data: bytes) -> Frames:
     """All frames of a DICOM file; DataError for anything that cannot be decoded."""
-    with dicom._quiet():
-        return dicom._guarded(lambda: _frames(dicom.read(data, *GROUPS, *PLACED, *SERIES)))
+    with dicom.quiet():
+        return dicom.guarded(lambda: _frames(dicom.read(data, *GROUPS, *PLACED, *SERIES)))
 
 
 def _frames(dataset: Dataset) -> Frames:
-    dicom._check_pixels(dataset)
-    count = dicom._frames(dataset)
+    dicom.check_pixels(dataset)
+    count = dicom.frame_count(dataset)
     check_frames((count, int(dataset.Rows), int(dataset.Columns)))
     groups = [_Group.of(dataset, number) for number in range(count)]
     take_first_frame(dataset)
@@ -44,12 +44,12 @@ def _frames(dataset: Dataset) -> Frames:
     first = groups[0]
     return Frames(
         native(values),
-        dicom._bits(dataset),
-        modality=dicom._text(dataset, "Modality"),
-        spacing_mm=dicom._spacing_mm(dataset),
+        dicom.bits_of(dataset),
+        modality=dicom.text_of(dataset, "Modality"),
+        spacing_mm=dicom.spacing_mm_of(dataset),
         slice_mm=first.slice_mm,
         window=windows.pop() if len(windows) == 1 else None,
-        burned_in=dicom._burned_in(dataset),
+        burned_in=dicom.burned_in_of(dataset),
         inverted=dataset.get("PhotometricInterpretation") == "MONOCHROME1",
         directions=directions,
         places_mm=places,
@@ -93,7 +93,7 @@ class _Group:
         return None
 
     def _one(self, name: str) -> float | None:
-        found = (dicom._number(part, name) for part in self._parts if name in part)
+        found = (dicom.number_of(part, name) for part in self._parts if name in part)
         return next(found, None)
 
 
@@ -127,13 +127,13 @@ def _values(dataset: Dataset, groups: Sequence[_Group]) -> Array:
     from pydicom.pixels.processing import apply_modality_lut
     from pydicom.pixels.utils import pixel_array
 
-    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise DataError("frames in palette colours are not supported", code="MR-D105")
     stored: Array = pixel_array(dataset)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples not in (1, 3):
         raise DataError(f"{samples} samples per pixel; 1 or 3 are wanted", code="MR-D105")
     stored = stored if stored.ndim == (4 if samples == 3 else 3) else stored[None]
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        return _luminance(dicom.palette_levels(stored, dataset, dicom.bits_of(dataset)))
     if samples == 3:
         return _luminance(stored)
     if len(stored) != len(groups):
@@ -166,7 +166,7 @@ def _luminance(stored_THWC: Array) -> Array:
 
 
 def _whole(dataset: Dataset, name: str) -> int | None:
-    number = dicom._number(dataset, name)
+    number = dicom.number_of(dataset, name)
     return None if number is None else int(number)
 
 

@@ -96,7 +96,7 @@ def _bits(dtype: np.dtype[Any]) -> int:
 def native(values: Array) -> Array:
     """The same numbers, C order, this machine's bytes; booleans become 0 and 255."""
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
+        values = values.astype(np.uint8) * np.uint8(255)
     return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 

@@ -140,7 +140,7 @@ def pictures(files: Files, names: Iterable[str]) -> Iterator[str]:
     """Names that are images by their ending, or DICOM by content where they have none that says."""
     for name in names:
         path = PurePosixPath(name)
-        if any(part.startswith(".") for part in path.parts):
+        if any(part.startswith(".") and part != ".." for part in path.parts):
             continue
         ending = path.suffix.lower()
         if ending in EXTENSIONS:
