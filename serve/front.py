@@ -49,17 +49,20 @@ TOKEN_BYTES = 512
 class _Head:
     """The headers that matter here, found in one pass."""
 
-    __slots__ = ("authorization", "length", "request_id", "host", "origin", "twice")
+    __slots__ = ("authorization", "length", "request_id", "host", "origin", "twice", "has_body")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.authorization = self.length = self.request_id = self.host = self.origin = b""
-        self.twice = False
+        self.twice = self.has_body = False
         for name, value in headers:
             if name == b"authorization":
                 self.twice = self.twice or bool(self.authorization)
                 self.authorization = value
             elif name == b"content-length":
                 self.length = value
+                self.has_body = value != b"0"
+            elif name == b"transfer-encoding":
+                self.has_body = True
             elif name == b"x-request-id":
                 self.request_id = value
             elif name == b"host":
@@ -71,45 +74,41 @@ class _Head:
 class _Passage:
     """One request on its way: what is received is counted, what is sent is marked."""
 
-    __slots__ = ("front", "receive_", "send_", "got", "failure", "status", "id", "clock", "until_s")
+    __slots__ = ("front", "receive_", "send_", "got", "failure", "status", "id", "clock", "whole")
 
     def __init__(self, front: Front, receive: Receive, send: Send, request_id: bytes) -> None:
         self.front, self.receive_, self.send_, self.id = front, receive, send, request_id
         self.got = self.status = 0
         self.failure: Problem | None = None
         self.clock: asyncio.Timeout | None = None
-        self.until_s = 0.0
+        self.whole = False
 
     async def receive(self) -> Message:
-        """The next part of the body; Problem 413 or 408 once, however the route takes it."""
-        if self.status:
-            return await self.receive_()
-        loop = asyncio.get_running_loop()
-        if not self.until_s:
-            self.until_s = loop.time() + self.front.body_timeout_s
-        try:
-            async with asyncio.timeout_at(self.until_s):
-                message = await self.receive_()
-        except TimeoutError:
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise
-            detail = f"the body did not arrive within {self.front.body_timeout_s:g} s"
-            self.failure = Problem(408, "body_timeout", detail, headers={"connection": "close"})
-            raise self.failure from None
-        if message["type"] == "http.request":
+        """The next part of the body; Problem 413 where it becomes too large."""
+        message = await self.receive_()
+        if message["type"] == "http.request" and not self.whole:
             self.got += len(message.get("body", b""))
             if self.got > self.front.body_bytes:
                 self.failure = self.front.too_large(self.got)
                 raise self.failure
             if not message.get("more_body"):
                 # The wait for an answer begins when the whole question is there.
-                self.until_s = float("inf")
-                self.rearm(loop.time() + self.front.timeout_s)
+                self.whole = True
+                if not self.status:
+                    self.rearm(asyncio.get_running_loop().time() + self.front.timeout_s)
         return message
 
     def rearm(self, at_s: float | None) -> None:
         if self.clock is not None and not self.clock.expired():
             self.clock.reschedule(at_s)
+
+    def late(self) -> Problem:
+        """Of what the time ran out: of the question, or of the answer."""
+        if not self.whole:
+            text = f"the body did not arrive within {self.front.body_timeout_s:g} s"
+            return Problem(408, "body_timeout", text, headers={"connection": "close"})
+        text = f"no answer within {self.front.timeout_s:g} s"
+        return busy("timeout", text, 5, "ask for less at once, or as a job")
 
     async def send(self, message: Message) -> None:
         """What the app answers; a problem met while receiving stands above it."""
@@ -188,15 +187,16 @@ class Front:
             await passage.problem(problem)
             return
         scope["state"]["request_id"] = passage.id.decode()
-        wait_s = self.timeout_s + self.body_timeout_s
+        # What has no body is a whole question at once.
+        passage.whole = not head.has_body
+        wait_s = self.timeout_s if passage.whole else self.body_timeout_s
         try:
             async with asyncio.timeout(wait_s) as passage.clock:
                 await self.app(scope, passage.receive, passage.send)
         except TimeoutError:
             if passage.clock is None or not passage.clock.expired():
                 raise
-            text = f"no answer within {self.timeout_s:g} s"
-            await passage.problem(busy("timeout", text, 5, "ask for less at once, or as a job"))
+            await passage.problem(passage.late())
         except Problem as problem:
             await passage.problem(passage.failure or problem)
         except Exception as error:

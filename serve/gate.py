@@ -42,9 +42,12 @@ def build(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        # Where a process has a tracer, what is asked would be told to it.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for make_router in routes.routers():
-        app.include_router(make_router(services))
+        # As they are, not as included ones: those are matched twice for every request.
+        app.router.routes.extend(make_router(services).routes)
     _errors(app)
     app.openapi = _openapi(app)  # type: ignore[method-assign]
     return app
