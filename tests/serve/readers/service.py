@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import uvicorn
@@ -17,7 +18,19 @@ import uvicorn
 from serve import keys
 from serve.gate import front
 from serve.in_process import InProcess
+from serve.readers import routes
+from serve.readers.desk import Desk
 from serve.settings import Args
+
+
+class Clock:
+    """Seconds as the service sees them; a test moves them on."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
 
 
 @dataclass
@@ -28,6 +41,8 @@ class Service:
     admin_token: str
     reader_token: str
     inner: InProcess
+    desk: Desk
+    clock: Clock
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, token: str = "", **headers: str) -> httpx.Client:
@@ -58,9 +73,13 @@ def serving(folder: Path, *, open_door: bool = False, **args: Any) -> Iterator[S
         **args,
     )
     inner = InProcess(settings, keys=book)
+    clock = Clock()
+    desk = Desk(settings.studies, settings.database, settings.state_dir, clock)
+    with mock.patch.object(routes, "Desk", lambda *_: desk):
+        whole = front(inner)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(front(inner), log_config=None, lifespan="on", access_log=False)  # type: ignore[arg-type]
+        uvicorn.Config(whole, log_config=None, lifespan="on", access_log=False)  # type: ignore[arg-type]
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -69,7 +88,7 @@ def serving(folder: Path, *, open_door: bool = False, **args: Any) -> Iterator[S
         time.sleep(0.01)
     assert server.started, "the service did not start"
     port = listening.getsockname()[1]
-    made = Service(f"http://127.0.0.1:{port}{settings.root_path}", admin, other, inner)
+    made = Service(f"http://127.0.0.1:{port}{settings.root_path}", admin, other, inner, desk, clock)
     if open_door:
         made.admin_token = ""
     try:
@@ -80,6 +99,7 @@ def serving(folder: Path, *, open_door: bool = False, **args: Any) -> Iterator[S
         server.should_exit = True
         thread.join(20)
         listening.close()
+        desk.close()
 
 
 def begin(service: Service, study: str, *names: str) -> list[str]:

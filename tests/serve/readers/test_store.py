@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,17 +182,20 @@ def test_no_acknowledged_answer_is_lost_over_two_hundred_kills(url) -> None:
     assert acknowledged >= 200 and wrong == 0
 
 
-def full(store: Store, pages_more: int) -> None:
-    """From now on the database may grow by so many pages, as on a full disk."""
+def full(store: Store, pages_more: int) -> Callable[[], None]:
+    """From now on the database may grow by so many pages, as on a full disk; what ends it."""
     from sqlalchemy import event
 
     with store.reading() as connection:
         now = connection.exec_driver_sql("PRAGMA page_count").scalar()
 
+    most = [now + pages_more]
+
     def limit(connection, record, proxy):
-        connection.execute(f"PRAGMA max_page_count={now + pages_more}").close()
+        connection.execute(f"PRAGMA max_page_count={most[0]}").close()
 
     event.listen(store.engine, "checkout", limit)
+    return lambda: most.append(most.pop() + 10**6)
 
 
 def test_on_a_full_disk_an_answer_is_503_and_reading_goes_on(url) -> None:
