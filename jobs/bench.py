@@ -67,6 +67,8 @@ TARGETS = {
     "kid_4k": Target(15),
     "prdc_4k": Target(2.4),
     "tune_overhead": Target(0.1, limit=0, at_most=True),
+    "views": Target(10),
+    "gradcam": Target(2.5),
     **{f"gpu_{name}": Target(4.5) for name in GPU_WRITING},
     **{f"gpu_{name}_memset": Target(0.6, limit=1) for name in GPU_WRITING},
     **{f"gpu_{name}_cupy": Target(20) for name in GPU_WRITING},
@@ -80,6 +82,8 @@ SUITES = {
     "archive": ("jobs._bench_archive",),
     "judge": ("jobs._bench_judge",),
     "small": ("jobs._bench_tune",),
+    "ssl": ("jobs._bench_ssl",),
+    "gradcam": ("jobs._bench_gradcam",),
 }
 
 Timed = Callable[[], float]
@@ -90,9 +94,9 @@ Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
 class BenchJob(JobConfig):
     """Which rows, how often, and where the figures go."""
 
-    suite: Literal["all", "stream", "pack", "train", "sample", "archive", "judge", "small"] = Field(
-        "all", description="which rows"
-    )
+    suite: Literal[
+        "all", "stream", "pack", "train", "sample", "archive", "judge", "small", "gradcam", "ssl"
+    ] = Field("all", description="which rows")
     only: str | None = Field(None, description="one row by name")
     rounds: int = Field(7, ge=1, description="interleaved rounds of each row")
     json_file: Location | None = Field(
