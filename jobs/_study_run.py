@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jobs import _data, _out
 from jobs._study_data import BOXES, PUBLISHED, unpacked
@@ -23,6 +25,9 @@ from medray.errors import MedrayError, UsageError
 from medray.store import Store
 
 SCHEMA = "medray.study/1"
+# Studies with modules of their own: facts(config), begin(config, where), plan(config, where) and
+# leave(plan).
+OWN = {"gradcam": "jobs._study_gradcam"}
 SUMMARY, LOGS = "summary.json", "logs"
 POLL_S, GRACE_S = 0.5, 30.0
 TAIL_LINES = 12
@@ -47,10 +52,17 @@ def study(config: StudyJob) -> None:
         made = _plan(config, _sources(config))
         _describe(made)
         Runner(made, config.at_once).run()
-        leave(made)
+        own = _own(config)
+        own.leave(made) if own else leave(made)
+
+
+def _own(config: StudyJob) -> Any:
+    return importlib.import_module(OWN[config.name]) if config.name in OWN else None
 
 
 def _facts(config: StudyJob) -> dict[str, object]:
+    if own := _own(config):
+        return {"schema": SCHEMA, "name": config.name, "seed": config.seed, **own.facts(config)}
     return {
         "schema": SCHEMA,
         "name": config.name,
@@ -63,6 +75,9 @@ def _facts(config: StudyJob) -> dict[str, object]:
 def _sources(config: StudyJob) -> Path:
     """Unpacks what the study begins with; the folder of it."""
     where, sets = Path(config.out) / "source", Path(config.sets)
+    if own := _own(config):
+        own.begin(config, where)
+        return where
     unpacked(PUBLISHED[config.name], sets, where / config.name)
     if config.name == "brain-grade":
         unpacked(BOXES, sets, where / "boxes")
@@ -70,6 +85,9 @@ def _sources(config: StudyJob) -> Path:
 
 
 def _plan(config: StudyJob, where: Path) -> Plan:
+    if own := _own(config):
+        made: Plan = own.plan(config, where)
+        return made
     source = where / config.name / PUBLISHED[config.name].tar
     return plan(config, source, where / "boxes" / BOXES.tar)
 

@@ -5,6 +5,7 @@
     medray study lung-signs      signs of lung nodules: archive images, pre-training, features
     medray study brain-classes   three tumour classes, in a short form
     medray study chest           chest x-rays, in a short form
+    medray study gradcam         heat of classifiers as masks; trained again on what is left
 
 A study is a list of other jobs with their flags (--dry-run prints them, with the time they take).
 Each works in a folder of its own below --out; run again after an interruption, it goes on.
@@ -28,7 +29,7 @@ class StudyJob(OutJob):
     out: Location = Field(
         "", description="the study's folder (none: runs/studies/NAME)", validate_default=True
     )
-    name: Literal["brain-grade", "lung-signs", "brain-classes", "chest"] = Field(
+    name: Literal["brain-grade", "lung-signs", "brain-classes", "chest", "gradcam"] = Field(
         description="which study; the word after `medray study` does the same"
     )
     sets: Location = Field(
