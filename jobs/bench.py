@@ -67,6 +67,14 @@ TARGETS = {
     "kid_4k": Target(15),
     "prdc_4k": Target(2.4),
     "tune_overhead": Target(0.1, limit=0, at_most=True),
+    "noop_default": Target(10),
+    "noop_haproxy": Target(0.9),
+    "generate_32": Target(5),
+    "generate_64": Target(0.8),
+    "classify_128": Target(0.8),
+    "overload": Target(2, at_most=True),
+    "replica_killed": Target(1, limit=0, at_most=True),
+    "soak": Target(1, within=0.05),
     "views": Target(10),
     "gradcam": Target(2.5),
     **{f"gpu_{name}": Target(4.5) for name in GPU_WRITING},
@@ -83,6 +91,7 @@ SUITES = {
     "judge": ("jobs._bench_judge",),
     "small": ("jobs._bench_tune",),
     "ssl": ("jobs._bench_ssl",),
+    "serve": ("jobs._bench_serve",),
     "gradcam": ("jobs._bench_gradcam",),
 }
 
@@ -95,7 +104,17 @@ class BenchJob(JobConfig):
     """Which rows, how often, and where the figures go."""
 
     suite: Literal[
-        "all", "stream", "pack", "train", "sample", "archive", "judge", "small", "gradcam", "ssl"
+        "all",
+        "stream",
+        "pack",
+        "train",
+        "sample",
+        "archive",
+        "judge",
+        "small",
+        "gradcam",
+        "ssl",
+        "serve",
     ] = Field("all", description="which rows")
     only: str | None = Field(None, description="one row by name")
     rounds: int = Field(7, ge=1, description="interleaved rounds of each row")

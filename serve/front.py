@@ -18,6 +18,7 @@ from typing import Any
 from medray import log
 from serve import keys
 from serve.problems import MEDIA_TYPE, Problem, busy, shown
+from serve.registry import PINS
 from serve.services import Services
 from serve.settings import is_loopback
 
@@ -187,6 +188,7 @@ class Front:
             await passage.problem(problem)
             return
         scope["state"]["request_id"] = passage.id.decode()
+        PINS.set({})
         # What has no body is a whole question at once.
         passage.whole = not head.has_body
         wait_s = self.timeout_s if passage.whole else self.body_timeout_s

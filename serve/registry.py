@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,6 +32,10 @@ class Version:
         return cls(ModelSpec(**body["spec"]), ModelInfo(**info))
 
 
+# What a request began with: all that it asks of a name goes to one version, whatever is put.
+PINS: ContextVar[dict[tuple[str, Kind], Version] | None] = ContextVar("pins", default=None)
+
+
 class Registry:
     """Versions by name: the present one, and beside it a canary if there is one."""
 
@@ -48,6 +53,15 @@ class Registry:
 
     def choose(self, name: str, kind: Kind) -> Version:
         """The version that a request of a model gets; Problem 404 where there is none."""
+        pins = PINS.get()
+        if pins is not None and (name, kind) in pins:
+            return pins[name, kind]
+        version = self._choose(name, kind)
+        if pins is not None:
+            pins[name, kind] = version
+        return version
+
+    def _choose(self, name: str, kind: Kind) -> Version:
         found = self._versions.get(name)
         if not found or found[0].spec.kind != kind:
             names = ", ".join(sorted(n for n in self._versions if self.kind(n) == kind))
