@@ -18,6 +18,7 @@ MODULES = (
     "serve.routes.classify",
     "serve.routes.features",
     "serve.readers.routes",
+    "serve.page.routes",
 )
 
 
