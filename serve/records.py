@@ -21,13 +21,16 @@ Kind = Literal["generator", "classifier"]
 class Order:
     """One image to be made: the address (seed, index), the wanted label, the truncation.
 
-    `wanted` has a number per class; None: as they come.
+    `wanted` has a number per class; None: as they come. With `to`, the latent lies on the way to
+    the one of that index, at this `share` of it.
     """
 
     seed: int
     index: int
     wanted: tuple[float, ...] | None = None
     truncation: float = 1.0
+    to: int | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Synthesis:
                 hint="run `medray latents` for this generator",
             )
         made = cls(renderer, latents, name or _name(url))
-        made._conditional = bool(about.get("classes"))
+        made._conditional = bool(about.get("classes") or about["arguments"].get("classes"))
         return made
 
     _conditional = False
@@ -105,7 +105,14 @@ class Synthesis:
 
     def _latent(self, order: Order) -> Floats:
         self.check(order)
-        index = np.array([order.index], np.uint64)
+        here_D = self._drawn(order, order.index)
+        if order.to is None or order.share == 0:
+            return here_D
+        return between(here_D, self._drawn(order, order.to), order.share)
+
+    def _drawn(self, order: Order, number_in_seed: int) -> Floats:
+        """The latent of an index under the order's seed, label and truncation."""
+        index = np.array([number_in_seed], np.uint64)
         if order.wanted is None:
             return cast(Floats, prior(order.seed, index, self.renderer.dims)[0])
         assert self.latents is not None, "only a model with latents has classes"
@@ -145,7 +152,9 @@ class Synthesis:
         text = f"mr1:{self.sha256[:12]}:{latents}:{order.seed}:{order.index}"
         if target is not None:
             text += f";class={quote(target, safe='')}"
-        return text if order.truncation == 1 else f"{text};truncation={order.truncation!r}"
+        if order.truncation != 1:
+            text += f";truncation={order.truncation!r}"
+        return text if order.to is None else f"{text};to={order.to};share={order.share!r}"
 
     def _sample(self, order: Order, image: npt.NDArray[Any]) -> Sample:
         target = self.target(order)
@@ -173,6 +182,24 @@ class Synthesis:
         sample = self._sample(order, levels(image, 8 if format in ("png", "dicom") else 16))
         data = _encoded(sample, format, self.target(order) or "", self.name)
         return Made(data, self.address(order), FORMATS[format], sample.record())
+
+
+def between(from_D: Floats, to_D: Floats, share: float) -> Floats:
+    """The latent at a share of the way: the direction on the great circle, the length in between.
+
+    Latents of many dimensions lie near a sphere; a straight line would leave it (White 2016,
+    arXiv 1609.04468). The ends are the latents themselves.
+    """
+    if share in (0, 1):
+        return to_D if share else from_D
+    a_D, b_D = from_D.astype(np.float64), to_D.astype(np.float64)
+    lengths = [float(np.linalg.norm(a_D)), float(np.linalg.norm(b_D))]
+    angle = float(np.arccos(np.clip(a_D @ b_D / max(lengths[0] * lengths[1], 1e-12), -1, 1)))
+    if np.sin(angle) < 1e-6:
+        return ((1 - share) * a_D + share * b_D).astype(np.float32)
+    turned_D = np.sin((1 - share) * angle) * a_D / lengths[0]
+    turned_D = (turned_D + np.sin(share * angle) * b_D / lengths[1]) / np.sin(angle)
+    return (((1 - share) * lengths[0] + share * lengths[1]) * turned_D).astype(np.float32)
 
 
 def levels(image: Floats, bits: int) -> npt.NDArray[Any]:

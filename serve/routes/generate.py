@@ -47,6 +47,12 @@ class Generation(BaseModel):
     )
     seed: int = Field(0, ge=0, le=LARGEST, description="images of a seed are a sequence")
     start: int = Field(0, ge=0, le=LARGEST, description="index of the first")
+    to: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST,
+        description="walk: `n` images from the latent of `start` to this one",
+    )
     truncation: FiniteFloat = Field(
         1.0, ge=0, le=1, description="1: as drawn, 0: the mean of the class; below 1 needs a class"
     )
@@ -110,8 +116,20 @@ def _orders(asked: Generation, offer: Offer, most: int) -> list[Order]:
         offer.check_truncation(wanted, asked.truncation)
     except UsageError as error:
         raise refused("truncation", error) from None
+    if asked.to is not None:
+        return _walk(asked, asked.to, wanted)
     indices = range(asked.start, asked.start + asked.n)
     return [Order(asked.seed, index, wanted, float(asked.truncation)) for index in indices]
+
+
+def _walk(asked: Generation, to: int, wanted: tuple[float, ...] | None) -> list[Order]:
+    """Orders in equal steps from one latent to another; 422 for one image, and for a shard."""
+    if asked.n < 2 or asked.format == "tar":
+        given = f"n {asked.n}, format {asked.format}"
+        raise Problem(422, "invalid", f"to: given: {given}; allowed: 2 images or more, and no tar")
+    shares = [step / (asked.n - 1) for step in range(asked.n)]
+    truncation = float(asked.truncation)
+    return [Order(asked.seed, asked.start, wanted, truncation, to, share) for share in shares]
 
 
 async def _answer(
