@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medray import log
-from medray.errors import ResourceError
+from medray.errors import ResourceError, UsageError
 
 NOTICE_S = 10.0
+# How long a cluster that grows may take to bring machines: minutes, where they are bought first.
+WAIT = "MEDRAY_CLUSTER_WAIT_S"
 
 
 def set_environment(more: dict[str, str]) -> None:
@@ -73,10 +75,13 @@ def _init(ours: bool) -> None:
 def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: float) -> None:
     """Returns once the cluster can hold all `bundles` at once; ResourceError after `timeout_s`.
 
-    The bundles are asked for as a placement group, which an autoscaler sees and answers.
+    The bundles are asked for as a placement group, which an autoscaler sees and answers. Where the
+    cluster can grow, MEDRAY_CLUSTER_WAIT_S makes the wait longer.
     """
     from ray.util import placement_group, remove_placement_group
 
+    if can_grow:
+        timeout_s = max(timeout_s, _patience_s())
     if not can_grow and _lacks(bundles):
         raise ResourceError(shortage(bundles), hint="ask for fewer workers or a larger cluster")
     group = placement_group(bundles, strategy="PACK")
@@ -95,6 +100,15 @@ def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: floa
             time.sleep(0.1)
     finally:
         remove_placement_group(group)
+
+
+def _patience_s() -> float:
+    """Seconds that the environment allows; UsageError where it is no number."""
+    given = os.environ.get(WAIT, "0")
+    try:
+        return float(given)
+    except ValueError:
+        raise UsageError(f"${WAIT} must be seconds, got {given!r}") from None
 
 
 def _lacks(bundles: list[dict[str, float]]) -> bool:

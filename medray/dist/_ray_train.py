@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from medray.dist import _cluster, _failures, _stop, context
+from medray.dist import _cluster, _failures, _metrics, _stop, context
 from medray.errors import MedrayError, ResourceError, Stopped
 
 PREEMPTED = "preemption notice"
@@ -187,7 +187,7 @@ def rank_main(task: dict[str, Any]) -> Any:
         return None
     done = threading.Event()
     threading.Thread(target=_watch, args=(board, done), daemon=True).start()
-    here = ray_worker(plan.threads, plan.gpus_per_worker)
+    here = ray_worker(plan.threads, plan.gpus_per_worker, plan.name)
     try:
         return task["worker"](here, task["config"])
     except Exception as error:
@@ -234,17 +234,18 @@ def _fatal_elsewhere(board: Any) -> bool:
     return False
 
 
-def ray_worker(threads_per_rank: int, gpus_per_worker: float = 0) -> context.Context:
+def ray_worker(threads_per_rank: int, gpus_per_worker: float = 0, job: str = "") -> context.Context:
     """The context of a worker of Ray Train."""
     about = ray.train.get_context()
     device = ray.train.torch.get_device() if gpus_per_worker else context.choose_device(0, 0)
+    report = _metrics.told(ray.train.report, about.get_world_rank(), job)
     return context.Context(
         about.get_world_rank(),
         about.get_world_size(),
         about.get_local_rank(),
         device,
         threads_per_rank=threads_per_rank,
-        ray=context.RaySide(report=ray.train.report, preemption=_preemption),
+        ray=context.RaySide(report=report, preemption=_preemption),
     )
 
 

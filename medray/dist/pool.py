@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from medray import log
-from medray.dist import _cluster, _stop
+from medray.dist import _cluster, _metrics, _stop
 from medray.errors import MedrayError, ResourceError, Stopped, UsageError, of_machine
 
 R = TypeVar("R")
@@ -278,6 +278,7 @@ class _Pool:
             self.longest_s = max(self.longest_s, time.monotonic() - member.since_s)
         self._give(member)
         if task is not None:
+            _metrics.task(self.ask.work, "done", len(self.waiting))
             yield task[0], result
 
     def _give(self, member: _Member) -> None:
@@ -299,6 +300,7 @@ class _Pool:
             number = member.task[0]
             self.tries[number] += 1
             self.waiting.appendleft(member.task)
+            _metrics.task(self.ask.work, "lost", len(self.waiting))
             times, what = self.tries[number], f"workers died at task {number}"
         log.warn("worker_lost", f"a worker was lost and is replaced: {text}", tries=times)
         if times > self.ask.retries:
