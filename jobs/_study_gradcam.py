@@ -40,7 +40,7 @@ class GradcamScale:
 
 SCALES = {
     "trial": GradcamScale(32, 8, 640, 320, 96, 8, 1),
-    "cpu": GradcamScale(64, 16, 24_000, 6_000, 6_000, 16, 3),
+    "cpu": GradcamScale(64, 32, 24_000, 6_000, 6_000, 16, 3),
     "gpu": GradcamScale(128, 32, 120_000, 40_000, 40_000, 32, 5),
 }
 
@@ -98,7 +98,7 @@ class _Set:
     explain: Words = ()
     px: int | None = None
     arms: bool = True
-    minutes: tuple[float, float, float] = (1.5, 2.5, 13.0)
+    minutes: tuple[float, float, float] = (2.5, 2.5, 13.0)
 
 
 OF_SET = {
