@@ -38,6 +38,7 @@ def build(services: Services) -> FastAPI:
         description=ABOUT,
         version="1",
         root_path=args.root_path,
+        redirect_slashes=False,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
