@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from serve.settings import Args, parsed
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS, BODY_BYTES, SECONDS = 32, 1024, 3.0
+# Where an answer takes seconds.
+SLOW_S = 8.0
 CPUS = 2
 START_S = 300
 # Ray's workers at the niceness of everything else; its own token is not what is measured.
@@ -158,9 +161,177 @@ def noop(haproxy: bool = False) -> Iterator[Case]:
             )
 
 
+GENERATOR = {"channels": 1, "latent_dims": 128, "fmap_base": 2048, "fmap_max": 128}
+SHAPES = (1, 2, 4, 8, 16, 32)
+BARE_S = 1.0
+
+
+def make_generator(folder: str, px: int) -> str:
+    """A generator of random weights, as wide as the presets for 64 px."""
+    import torch
+
+    from medray.models.pggan import Generator
+    from medray.models.weights import save_generator
+    from medray.store import Store
+
+    torch.manual_seed(0)
+    arguments = {**GENERATOR, "final_px": px}
+    url = f"{folder}/generator-{px}"
+    about = {"kind": "pggan", "arguments": arguments, "px": px, "seed": 0}
+    network = Generator(**arguments)
+    save_generator(Store(url), network.state_dict(), about, "a benchmark")
+    return url
+
+
+def make_classifier(folder: str, px: int) -> str:
+    """A classifier of random weights, as wide as the preset."""
+    from medray.models.classifier import Classifier
+    from medray.models.weights import save_network
+    from medray.store import Store
+
+    network = Classifier(("a", "b"), size_px=px, width=16).seed_weights(0)
+    url = f"{folder}/classifier-{px}"
+    about = {"kind": "classifier", "arguments": network.arguments()}
+    save_network(Store(url), "classifier", network.state_dict(), about, "a benchmark")
+    return url
+
+
+def rate(work: Callable[[], int], seconds: float = BARE_S) -> float:
+    """Units per second of work that says how many it did."""
+    work()
+    begun_s, units = time.perf_counter(), 0
+    while (spent_s := time.perf_counter() - begun_s) < seconds:
+        units += work()
+    return units / spent_s
+
+
+def generator_rate(url: str, batch: int) -> float:
+    """Images per second of the bare generator at a batch."""
+    import numpy as np
+
+    from medray.models.weights import load_generator
+    from medray.sample.images import Renderer
+
+    renderer = Renderer(*load_generator(url), batch=batch)
+    latents_ND = np.random.default_rng(0).standard_normal((batch, renderer.dims), np.float32)
+    return rate(lambda: len(renderer.unrounded(latents_ND)))
+
+
+def classifier_rate(url: str, batch: int) -> float:
+    """Images per second of the bare classifier at a batch."""
+    import torch
+
+    from medray.models.weights import load_classifier
+
+    network, _ = load_classifier(url)
+    images_NCHW = torch.zeros(batch, 1, network.size_px, network.size_px)
+
+    def work() -> int:
+        with torch.inference_mode():
+            return len(network(images_NCHW))
+
+    torch.set_num_threads(1)
+    return rate(work)
+
+
+def bare_gain(rate_of: Callable[[str, int], float], url: str) -> float:
+    """What a network gains by its best batch over one image at a time."""
+    rates = {batch: rate_of(url, batch) for batch in SHAPES}
+    print(f"bare: {rates}", file=sys.stderr, flush=True)
+    return max(rates.values()) / rates[1]
+
+
+@contextlib.contextmanager
+def two_services(
+    folder: str, one: dict[str, Any], **models: str
+) -> Iterator[tuple[Access, Args, Args]]:
+    """The same service with batches and, by the settings `one`, without, both on Ray Serve."""
+    access = Access.new(folder)
+    common = {**models, "keys": access.path, "replica_cpus": 0, "queue_images": 4096}
+    batched = parsed({**common, "port": free_port(), "state_dir": f"{folder}/batched"})
+    single = parsed(
+        {**common, "window_ms": 0, **one, "port": free_port(), "state_dir": f"{folder}/single"}
+    )
+    with ray_serve(free_port()) as serve:
+        from serve.app import app
+
+        serve.run(app(batched), name="batched", route_prefix="/batched")
+        serve.run(app(single), name="single", route_prefix="/single")
+        yield access, batched, single
+
+
+def ask_images(args: Args, access: Access, **more: Any) -> dict[str, Any]:
+    """Clients that want an image each, every time another."""
+    words = {"clients": CLIENTS, "seconds": SECONDS, **more}
+    return load(
+        port=args.port, key=access.token, path="/v1/images/generations", numbered=True,
+        body='{"n": 1, "seed": 7, "start": {n}}', **words,
+    )  # fmt: skip
+
+
+def ask_classes(args: Args, access: Access, body: str) -> dict[str, Any]:
+    """Clients that show an image each."""
+    return load(
+        port=args.port, key=access.token, path="/v1/classify", clients=CLIENTS, seconds=SECONDS,
+        hex_body=body, content_type="image/png",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def generate(px: int, against_bare: bool) -> Iterator[Case]:
+    """One image a request from many clients, with batches and without.
+
+    Without: every image has a pass of its own, at the render shape, which makes the same bytes; or,
+    `against_bare`, of a batch of one, which is quicker and makes others.
+    """
+    one = {"batch": 1} if against_bare else {"join": 1}
+    with tempfile.TemporaryDirectory(prefix="medray-bench-") as folder:
+        url = make_generator(folder, px)
+        with two_services(folder, one, generator=url) as (access, batched, single):
+
+            def per_s(args: Args) -> float:
+                return float(only(ask_images(args, access, seconds=SLOW_S), 200)["per_s"])
+
+            def check() -> None:
+                for args in (batched, single):
+                    only(ask_images(args, access, clients=2), 200)
+
+            if against_bare:
+                ours = lambda: per_s(batched) / per_s(single)  # noqa: E731
+                yield Case(check, ours, lambda: bare_gain(generator_rate, url))
+            else:
+                yield Case(check, lambda: per_s(batched), lambda: per_s(single))
+
+
+@contextlib.contextmanager
+def classify(px: int) -> Iterator[Case]:
+    """One small PNG a request from many clients, with batches and without."""
+    import numpy as np
+
+    from medray.images.png import encode_png
+
+    with tempfile.TemporaryDirectory(prefix="medray-bench-") as folder:
+        url = make_classifier(folder, px)
+        body = encode_png(np.random.default_rng(0).integers(0, 255, (px, px), np.uint8)).hex()
+        with two_services(folder, {"join": 1}, classifier=url) as (access, batched, single):
+
+            def per_s(args: Args) -> float:
+                return float(only(ask_classes(args, access, body), 200)["per_s"])
+
+            def check() -> None:
+                for args in (batched, single):
+                    per_s(args)
+
+            ours = lambda: per_s(batched) / per_s(single)  # noqa: E731
+            yield Case(check, ours, lambda: bare_gain(classifier_rate, url))
+
+
 ROWS: dict[str, Callable[[], contextlib.AbstractContextManager[Case]]] = {
     "noop_default": noop,
     "noop_haproxy": lambda: noop(haproxy=True),
+    "generate_32": lambda: generate(32, against_bare=False),
+    "generate_64": lambda: generate(64, against_bare=True),
+    "classify_128": lambda: classify(128),
 }
 
 

@@ -114,9 +114,8 @@ class Remote:
                 answers: list[Any] = await called(lambda: call.remote(*words))
                 return answers
 
-            size = args.batch if op == "generate" else args.classify_batch
             self._batchers[op] = Batcher(
-                run, size, args.window_ms / 1000, args.queue_images,
+                run, args.joined(op), args.window_ms / 1000, args.queue_images,
                 lanes=LANES * args.max_replicas, separate=_is_callers_own,
             )  # fmt: skip
         return self._batchers[op]

@@ -65,7 +65,7 @@ class Loaded:
         self._batchers: dict[str, Batcher[Any, Any]] = {}
         self.users = 0
 
-    def _batcher(self, op: str, run: Callable[[list[Any]], list[Any]], size: int) -> Any:
+    def _batcher(self, op: str, run: Callable[[list[Any]], list[Any]]) -> Any:
         if op not in self._batchers:
             name = self.info.name
 
@@ -76,7 +76,11 @@ class Loaded:
                 self._metrics.gauge("medray_queue_images", batcher.waiting, name, op)
 
             batcher: Batcher[Any, Any] = Batcher(
-                run, size, self._args.window_ms / 1000, self._args.queue_images, observe=observe
+                run,
+                self._args.joined(op),
+                self._args.window_ms / 1000,
+                self._args.queue_images,
+                observe=observe,
             )
             self._batchers[op] = batcher
         return self._batchers[op]
@@ -87,12 +91,12 @@ class Loaded:
 
     async def run(self, op: str, items: list[Any]) -> list[Any]:
         """One operation for items of any callers: what a gate sends to a replica."""
-        runs: dict[str, tuple[Callable[[list[Any]], list[Any]], int]] = {
-            "generate": (self._generate, self._args.batch),
-            "classify": (self._classify, self._args.classify_batch),
-            "features": (self._features, self._args.classify_batch),
+        runs: dict[str, Callable[[list[Any]], list[Any]]] = {
+            "generate": self._generate,
+            "classify": self._classify,
+            "features": self._features,
         }
-        answers: list[Any] = await self._batcher(op, *runs[op]).submit(items)
+        answers: list[Any] = await self._batcher(op, runs[op]).submit(items)
         return answers
 
     def _generate(self, items: list[tuple[Order, str]]) -> list[Made]:

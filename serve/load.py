@@ -26,6 +26,7 @@ class Load:
     port: int
     path: str = "/v1/ping"
     body: str = ""
+    hex_body: str = ""
     body_bytes: int = 0
     key: str = ""
     host: str = "127.0.0.1"
@@ -42,7 +43,7 @@ class Load:
     def request(self, number: int) -> bytes:
         """The bytes of a request."""
         body = (self.body.replace("{n}", str(number)) if self.numbered else self.body).encode()
-        body = body or b"x" * self.body_bytes
+        body = body or bytes.fromhex(self.hex_body) or b"x" * self.body_bytes
         head = {
             "Host": f"{self.host}:{self.port}",
             "Content-Type": self.content_type,
@@ -149,7 +150,7 @@ async def closed_loop(load: Load) -> dict[str, Any]:
         while (asked_s := time.perf_counter()) < end_s:
             status = await client.ask(load.request(next(numbers)) if load.numbered else request)
             now_s = time.perf_counter()
-            if begin_s <= asked_s and now_s <= end_s:
+            if begin_s <= now_s <= end_s:
                 measured.add(status, now_s - asked_s)
             if client.closed:
                 client = await connected(load)

@@ -60,6 +60,9 @@ class Args(Frozen):
     window_ms: float = Field(5, ge=0, description="longest wait for a batch to fill")
     batch: int = Field(16, ge=1, le=1024, description="fixed, padded batch of the generators")
     classify_batch: int = Field(16, ge=1, le=1024, description="most images of a classifier's call")
+    join: int | None = Field(
+        None, ge=1, description="most images of several callers in one batch (none: all of it)"
+    )
     queue_images: int = Field(512, ge=1, description="most images that wait for a model")
     loaded_models: int = Field(4, ge=1, description="most models that a replica keeps loaded")
 
@@ -109,6 +112,11 @@ class Args(Frozen):
         roots = tuple(absolute(root) for root in self.model_roots)
         update = {name: absolute(url) for name, url in told.items()}
         return self.model_copy(update={**update, "models": models, "model_roots": roots})
+
+    def joined(self, op: str) -> int:
+        """Most images that are computed at once for an operation."""
+        size = self.batch if op == "generate" else self.classify_batch
+        return min(size, self.join or size)
 
     def named(self) -> dict[str, ModelSpec]:
         """The models by name: those of `models`, and `generator`, `classifier` where given."""
