@@ -131,20 +131,25 @@ class Views:
         return maps_NS6, gains_NS, fields_NS, corners_NS2.astype(np.int64)
 
     def _maps(self, drawn_NSK: Floats, zoomed: bool = True) -> Floats:
-        """Where a view's pixel (y, x) comes from in its patch: rows of (yy, yx, y0, xy, xx, x0)."""
+        """Where a view's pixel (y, x) comes from in its patch: rows of (yy, yx, y0, xy, xx, x0).
+
+        The patch is turned about its middle, then zoomed, then moved.
+        """
 
         def chosen(values: tuple[float, ...], draw: int) -> Floats:
             at = np.floor(drawn_NSK[..., draw] * len(values)).astype(np.int64)
             return np.asarray(values, np.float32)[at]
 
-        cut, half = self.cut, (self.cut.view_px - 1) / 2
+        cut, enlarged = self.cut, self.cut.view_px / self.cut.patch_px
+        half, middle = (cut.view_px - 1) / 2, (cut.patch_px - 1) / 2
         zoom = chosen(ZOOMS, ZOOM) if zoomed else np.float32(1)
-        step = cut.patch_px / cut.view_px / zoom
+        step = 1 / (enlarged * zoom)
         turn = chosen(TURNS_DEG, TURN) * np.float32(math.pi / 180)
         cos, sin = np.cos(turn) * step, np.sin(turn) * step
-        middle = (cut.patch_px - 1) / 2
-        y0 = middle - chosen(SHIFTS, SHIFT_Y) * cut.shift_px - (cos + sin) * half
-        x0 = middle - chosen(SHIFTS, SHIFT_X) * cut.shift_px - (cos - sin) * half
+        half_y = half + chosen(SHIFTS, SHIFT_Y) * (cut.shift_px * enlarged)
+        half_x = half + chosen(SHIFTS, SHIFT_X) * (cut.shift_px * enlarged)
+        y0 = middle - cos * half_y - sin * half_x
+        x0 = middle + sin * half_y - cos * half_x
         return np.stack([cos, sin, y0, -sin, cos, x0], -1).astype(np.float32)
 
 

@@ -47,7 +47,11 @@ class JigsawTraining(AveragedTraining[Jigsaw]):
     def _network(self) -> Jigsaw:
         c = self.config
         network = Jigsaw(self.permutations, form=c.form, channels=self.channels, width=c.width)
-        return network.seed_weights(c.seed).to(self.context.device)
+        network = network.seed_weights(c.seed).to(self.context.device)
+        if c.engine == "deepspeed":
+            # It sends weights as bytes, which it takes to lie in the order of their axes.
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return network
 
     # --- the step -----------------------------------------------------------------------------
 

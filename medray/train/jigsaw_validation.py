@@ -24,8 +24,9 @@ from medray import report, rng
 from medray.kernels.neighbours import nearest_ref
 from medray.metrics import UndefinedMetricError
 from medray.metrics.intervals import bootstrap
+from medray.models.encoder import SMALLEST_PX
 from medray.models.jigsaw import Jigsaw
-from medray.models.pixels import to_unit
+from medray.models.pixels import resized, to_unit
 from medray.rundir import RunDir
 from medray.stream.frames import Frames
 from medray.stream.views import PLACES, SIDE, Views
@@ -224,7 +225,8 @@ def features_of(
     parts = []
     for first in range(0, len(frames_NCHW), PROBE_BATCH):
         unit = to_unit(torch.from_numpy(frames_NCHW[first : first + PROBE_BATCH])).to(device)
-        parts.append(network.features(unit).cpu())
+        # Smaller frames than the encoder takes are enlarged, as their patches are.
+        parts.append(network.features(resized(unit, max(SMALLEST_PX, unit.shape[-1]))).cpu())
     rows_ND = functional.normalize(torch.cat(parts).double())
     found: npt.NDArray[np.float64] = rows_ND.numpy()
     return found

@@ -119,8 +119,9 @@ def test_turns_shifts_zooms_gains_and_noise_are_drawn_as_published() -> None:
         assert names.tolist() == pytest.approx(wanted)
         assert counts.min() > 0.85 * counts.mean()
     half = (cut.view_px - 1) / 2
-    centre = (maps_NS6[..., :2].sum(-1) * half + maps_NS6[..., 2]) - half
-    assert np.unique(np.round(centre, 2)).tolist() == [-6, 0, 6]
+    centre_y = half - (maps_NS6[..., :2].sum(-1) * half + maps_NS6[..., 2])
+    straight = np.round(zooms * centre_y, 2)[turns == 0]
+    assert np.unique(np.abs(straight)).tolist() == [0, 6]
     assert 0.85 <= gains_NS.min() < 0.86 and 1.14 < gains_NS.max() <= 1.15
     middle = made(maker, flat, list(range(300)))[..., 24:40, 24:40].astype(np.float64)
     inside = (middle + 1) / 2
