@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from monai.networks.nets.resnet import resnet18
-from monai.visualize import GradCAM
+from monai.visualize.class_activation_maps import GradCAM
 from torch import Tensor, nn
 
 from medray import rng

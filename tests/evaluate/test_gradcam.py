@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from monai.visualize import GradCAM
+from monai.visualize.class_activation_maps import GradCAM
 from torch import nn
 from torch.nn import functional
 
