@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,14 +24,16 @@ MOST_ERRORS = 8
 def build(services: Services) -> FastAPI:
     """The application; `front(...)` of it is what is served."""
     args = services.args
+    routers = [make_router(services) for make_router in routes.routers()]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await services.start()
-        try:
+        async with AsyncExitStack() as stack:
+            for router in routers:
+                await stack.enter_async_context(router.lifespan_context(router))
+            await services.start()
+            stack.push_async_callback(services.close)
             yield
-        finally:
-            await services.close()
 
     app = FastAPI(
         title="medray",
@@ -46,9 +48,9 @@ def build(services: Services) -> FastAPI:
         # Where a process has a tracer, what is asked would be told to it.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for make_router in routes.routers():
+    for router in routers:
         # As they are, not as included ones: those are matched twice for every request.
-        app.router.routes.extend(make_router(services).routes)
+        app.router.routes.extend(router.routes)
     _errors(app)
     app.openapi = _openapi(app)  # type: ignore[method-assign]
     return app
