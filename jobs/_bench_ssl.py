@@ -10,6 +10,7 @@ constant and of a smooth frame, must agree.
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -69,15 +70,14 @@ def cells(frame_CHW: npt.NDArray[np.uint8], cut: Cut) -> list[Floats]:
     """Where each of a frame's nine patches may lie, (1, R, R) in [0, 1]."""
     room = cut.patch_px + cut.offset_px
     corners = itertools.product(range(0, SIDE * cut.cell_px, cut.cell_px), repeat=2)
-    return [
-        frame_CHW[:, top : top + room, left : left + room].astype(np.float32) / 255
-        for top, left in corners
-    ]
+    unit_CHW: Floats = frame_CHW.astype(np.float32) / np.float32(255)
+    return [unit_CHW[:, top : top + room, left : left + room] for top, left in corners]
 
 
 def compose(cut: Cut) -> Any:
     """The chain: cell -> patch in [-1, 1]."""
-    from monai import transforms as monai
+    # MONAI's package does not say which names it exports.
+    monai: Any = importlib.import_module("monai.transforms")
 
     def warp(turn: float, down: float, right: float, zoom: float) -> Any:
         # MONAI maps what comes out to what goes in, so its factors are the other way round.
