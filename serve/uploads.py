@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -283,6 +283,9 @@ class _Work:
             raise frames
         count, height, width = frames.values_THW.shape
         self._check(count, height * width, kind_of(self.data))
+        if kind_of(self.data) != "nifti":
+            # A file's own frames are pictures as they are: none is moved, turned or left out.
+            frames = replace(frames, places_mm=None, directions=None)
         levels_THW, _ = grey_levels_of(assemble([frames]))
         return levels_THW
 

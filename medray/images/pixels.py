@@ -19,6 +19,8 @@ Window = Literal["auto", "minmax"] | tuple[float, float]
 
 # 8192 x 8192: twice the largest radiograph; a decode of it stays within the child's memory.
 MAX_PIXELS = 1 << 26
+# Ranges of values that float32 can be scaled by.
+_ORDINARY = (1e-30, 1e30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,14 @@ def check_size(width: int, height: int) -> None:
 def grey_levels(values: Array, low: float, high: float, bits: int) -> Array:
     """Values with `low` at black and `high` at white, linear between, as uint8 or uint16."""
     white = (1 << bits) - 1
+    largest = max(abs(low), abs(high))
+    if largest > _ORDINARY[1] or 0 < high - low < _ORDINARY[0]:
+        # float32 does not hold such values, or such a factor: the same picture on another scale.
+        within = np.clip(values.astype(np.float64), low, high) / largest - low / largest
+        values, low, high = within, 0.0, high / largest - low / largest
     span = high - low if high > low else 1.0
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(white / span)
+    with np.errstate(over="ignore"):  # far past white is white
+        scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(white / span)
     rounded = np.clip(scaled + np.float32(0.5), 0, white)
     levels: Array = rounded.astype(np.uint8 if bits == 8 else np.uint16)
     return levels

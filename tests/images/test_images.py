@@ -155,3 +155,17 @@ def test_what_is_none_of_the_formats_is_named_so(head):
     with pytest.raises(DataError) as caught:
         decode(head)
     assert caught.value.code == "MR-D101"
+
+
+@pytest.mark.parametrize(
+    ("low", "step"),
+    [(0, 1e-320), (0, 1e-36), (0, 1e-3), (0, 1e30), (-1e35, 1e30), (1e300, 1e298), (-1e308, 5e307)],
+)
+def test_values_of_any_size_make_the_same_picture(low, step):
+    values = low + step * np.arange(5).reshape(1, 5)
+    away = decode(npy(values)).image.astype(int) - [0, 16384, 32768, 49151, 65535]
+    assert np.abs(away).max() <= 1
+
+
+def test_a_flat_picture_of_huge_values_is_black():
+    assert not decode(npy(np.full((3, 3), 1e300))).image.any()
