@@ -159,7 +159,7 @@ def test_what_is_none_of_the_formats_is_named_so(head):
 
 @pytest.mark.parametrize(
     ("low", "step"),
-    [(0, 1e-320), (0, 1e-36), (0, 1e-3), (0, 1e30), (-1e35, 1e30), (1e300, 1e298), (-1e308, 5e307)],
+    [(0, 1e-320), (0, 1e-36), (0, 1e-3), (0, 1e30), (-1e35, 1e30), (1e300, 1e298), (-1e308, 4e307)],
 )
 def test_values_of_any_size_make_the_same_picture(low, step):
     values = low + step * np.arange(5).reshape(1, 5)
