@@ -17,7 +17,7 @@ from typing import Any
 
 from medray import log
 from serve import keys
-from serve.problems import MEDIA_TYPE, Problem, busy, shown
+from serve.problems import MEDIA_TYPE, Problem, busy, internal, shown
 from serve.registry import PINS
 from serve.services import Services
 from serve.settings import is_loopback
@@ -203,8 +203,7 @@ class Front:
             await passage.problem(passage.failure or problem)
         except Exception as error:
             _log(error, passage.id)
-            text = "an unexpected error; it is in the log under this request_id"
-            await passage.problem(Problem(500, "internal", text))
+            await passage.problem(internal())
             if passage.status != 500:
                 # An answer had begun: it must not look whole.
                 raise
@@ -212,9 +211,9 @@ class Front:
     def _admit(self, scope: Scope, head: _Head) -> None:
         """Who asks, and whether that may be: sets `state`; Problem otherwise."""
         state = scope.setdefault("state", {})
-        path = scope["path"]
-        if self.prefix and path.startswith(self.prefix):
-            path = path[len(self.prefix) :]
+        root = scope["root_path"] = scope.get("root_path") or self.prefix
+        # A proxy may have taken the prefix off already.
+        path = scope["path"].removeprefix(root)
         key, scopes = self._key(scope, head, path)
         state["key"], state["scopes"] = (key.name if key else None), scopes
         if self.services.keys.open:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from serve import routes
 from serve.front import Front
-from serve.problems import MEDIA_TYPE, Problem, problem_of, shown
+from serve.problems import MEDIA_TYPE, Problem, internal, problem_of, shown
 from serve.services import Services
 
 ABOUT = "Synthesis, classification and explanation. Research use only. Not for diagnosis."
@@ -39,7 +39,6 @@ def build(services: Services) -> FastAPI:
         title="medray",
         description=ABOUT,
         version="1",
-        root_path=args.root_path,
         redirect_slashes=False,
         lifespan=lifespan,
         docs_url=None,
@@ -52,7 +51,7 @@ def build(services: Services) -> FastAPI:
         # As they are, not as included ones: those are matched twice for every request.
         app.router.routes.extend(router.routes)
     _errors(app)
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    app.openapi = _openapi(app, args.root_path)  # type: ignore[method-assign]
     return app
 
 
@@ -84,6 +83,11 @@ def _errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return _answer(request, invalid(error.errors()))
 
+    async def on_any(request: Request, error: Exception) -> Response:
+        # It is raised again behind this answer, to whoever logs it.
+        return _answer(request, problem_of(error) or internal())
+
+    app.add_exception_handler(Exception, on_any)
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -104,7 +108,7 @@ def invalid(errors: Any) -> Problem:
     return Problem(422, "invalid", "; ".join(texts), "/openapi.json has what is allowed")
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+def _openapi(app: FastAPI, root_path: str) -> Callable[[], dict[str, Any]]:
     """OpenAPI with the bearer key and the problems that any route answers."""
 
     def made() -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             return app.openapi_schema
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes,
-            servers=[{"url": app.root_path or "/"}],
+            servers=[{"url": root_path or "/"}],
         )  # fmt: skip
         parts = schema.setdefault("components", {})
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

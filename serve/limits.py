@@ -100,6 +100,7 @@ class _Lease:
     day: float = -1.0
     wait_s: float = 1.0
     used: bool = False
+    rated: bool = False
 
 
 Trade = Callable[[Exchange], Awaitable[Granted]]
@@ -164,7 +165,7 @@ class Limits:
             if rate is None and quota is None:
                 continue
             lease = self._leases.setdefault(key.name, _Lease())
-            rate = rate or 0.0
+            lease.rated, rate = rate is not None, rate or 0.0
             found[key.name] = {
                 "held": lease.requests,
                 "images": lease.images,
@@ -178,8 +179,8 @@ class Limits:
 
     @property
     def hungry(self) -> bool:
-        """Whether something was taken since the last exchange."""
-        return any(lease.used for lease in self._leases.values())
+        """Whether something was taken since the last exchange, or nothing is left of a rate."""
+        return any(e.used or (e.rated and e.requests < 1) for e in self._leases.values())
 
     async def trade(self) -> None:
         """One exchange with the ledger."""

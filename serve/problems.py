@@ -58,6 +58,12 @@ def busy(code: str, detail: str, retry_after_s: float = 1.0, hint: str | None = 
     return Problem(503, code, detail, hint, retry_after(retry_after_s))
 
 
+def internal() -> Problem:
+    """500: nothing of what happened is told but under which id it is in the log."""
+    text = "an unexpected error; it is in the log under this request_id"
+    return Problem(500, "internal", text)
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """The Retry-After header: whole seconds, at least one."""
     return {"retry-after": str(max(1, -int(-seconds // 1)))}
@@ -73,7 +79,7 @@ def problem_of(error: Any) -> Problem | None:
     """The Problem that an error is or was caused by, through Ray's wrapping; else None."""
     seen = 0
     while error is not None and seen < 8:
-        if isinstance(error, Problem):
+        if type(error) is Problem:
             return error
         error, seen = getattr(error, "cause", None) or error.__cause__, seen + 1
     return None

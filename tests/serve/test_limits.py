@@ -1,0 +1,150 @@
+"""Rates and quotas over several gates: never more than the allowance, nothing lost for long."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from serve import keys
+from serve.keys import Key, KeyBook
+from serve.limits import Exchange, Granted, Ledger, Limits
+from serve.problems import Problem
+from tests.serve.fakes import args
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def gates(tmp_path: Path, clock: Clock, key: Key, count: int) -> list[Limits]:
+    """Gates that share a ledger."""
+    ledger = Ledger(clock, clock)
+
+    def one(name: str) -> Limits:
+        async def trade(asks: Exchange) -> Granted:
+            return ledger.exchange(name, asks)
+
+        return Limits(args(tmp_path), KeyBook([key]), trade)
+
+    return [one(f"gate-{n}") for n in range(count)]
+
+
+def taken(limits: Limits, key: Key, tries: int) -> int:
+    """How many requests of so many pass."""
+    passed = 0
+    for _ in range(tries):
+        try:
+            limits.request(key)
+            passed += 1
+        except Problem as problem:
+            assert problem.status == 429 and int(problem.headers["retry-after"]) >= 1
+    return passed
+
+
+def trade(*limits: Limits) -> None:
+    async def main() -> None:
+        for each in limits:
+            await each.trade()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_gates_together_never_pass_more_than_burst_and_rate(tmp_path: Path, count: int) -> None:
+    clock = Clock()
+    _, key = keys.make("one", ["read"], rate_per_s=40.0, burst=20)
+    several = gates(tmp_path, clock, key, count)
+    for _ in range(3):
+        trade(*several)
+    passed, seconds = 0, 10.0
+    for step in range(int(seconds / 0.1)):
+        clock.s += 0.1
+        # All load on one gate at first, then on all of them.
+        busy = several[:1] if step < 50 else several
+        passed += sum(taken(each, key, 30) for each in busy)
+        trade(*several)
+    assert passed <= 20 + 40 * seconds + 1e-6
+    assert passed >= 0.9 * 40 * seconds, "what is allowed is used"
+
+
+def test_a_lost_gate_takes_at_most_a_burst_with_it_and_that_fills_again(tmp_path: Path) -> None:
+    clock = Clock()
+    _, key = keys.make("one", ["read"], rate_per_s=10.0, burst=20)
+    kept, lost = gates(tmp_path, clock, key, 2)
+    for _ in range(3):
+        trade(kept, lost)
+    first = taken(kept, key, 100)
+    assert first >= 10, "half of the burst at least"
+    # The other is never heard of again; after a while all of the burst is here.
+    for _ in range(100):
+        clock.s += 0.2
+        trade(kept)
+    assert taken(kept, key, 100) == 20
+
+
+def test_a_request_makes_no_remote_call(tmp_path: Path) -> None:
+    calls = 0
+    _, key = keys.make("one", ["read"], rate_per_s=1000.0)
+    ledger = Ledger()
+
+    async def counted(asks: Exchange) -> Granted:
+        nonlocal calls
+        calls += 1
+        return ledger.exchange("gate", asks)
+
+    limits = Limits(args(tmp_path), KeyBook([key]), counted)
+    trade(limits)
+    assert taken(limits, key, 500) == 500 and calls == 1
+
+
+def test_a_days_quota_is_shared_and_starts_anew_at_midnight(tmp_path: Path) -> None:
+    clock = Clock()
+    _, key = keys.make("one", ["generate"], images_per_day=1000)
+    several = gates(tmp_path, clock, key, 2)
+    made = 0
+    for _ in range(40):
+        trade(*several)
+        for each in several:
+            for _ in range(10):
+                try:
+                    each.images("one", 7)
+                    made += 7
+                except Problem as problem:
+                    assert problem.code == "quota_exceeded"
+                    assert 0 < int(problem.headers["retry-after"]) <= 86_400
+    assert 900 <= made <= 1000
+    clock.s += 86_400
+    trade(*several)
+    several[0].images("one", 400)
+
+
+def test_images_that_were_not_made_are_given_back(tmp_path: Path) -> None:
+    _, key = keys.make("one", ["generate"], images_per_day=100)
+    (limits,) = gates(tmp_path, Clock(), key, 1)
+    trade(limits)
+    limits.images("one", 100)
+    limits.returned("one", 60)
+    limits.images("one", 60)
+    with pytest.raises(Problem):
+        limits.images("one", 1)
+
+
+def test_what_was_spent_before_a_restart_stays_spent() -> None:
+    ask = {"one": {"held": 0.0, "images": 0.0, "day": -1.0, "rate": 0.0, "burst": 2.0,
+                   "quota": 100.0, "block": 100.0}}  # fmt: skip
+    before = Ledger()
+    before.exchange("gate", ask)
+    spent = before.spent({"one": 100.0})
+    assert spent == {"one": 100.0}
+    after = Ledger()
+    after.restore(spent)
+    assert after.exchange("gate", ask)["one"]["images"] == 0
+    assert Ledger().exchange("gate", ask)["one"]["images"] == 100, "without that, all of it"
