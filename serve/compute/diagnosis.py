@@ -239,6 +239,7 @@ def prepared(image: Array, size_px: int, channels: int) -> Floats:
     """One image as networks see it, (C, S, S) in [-1, 1]; UsageError for what is no image."""
     square = fitted(image, size_px, channels)
     square = square[..., None] if square.ndim == 2 else square
-    stored_NCHW = torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)[None]))
+    # Copied: what came out of a child is not for writing, which torch asks for.
+    stored_NCHW = torch.from_numpy(square.transpose(2, 0, 1)[None].copy())
     unit_CHW: Floats = to_unit(stored_NCHW)[0].numpy()
     return unit_CHW
