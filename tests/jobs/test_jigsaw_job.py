@@ -25,7 +25,7 @@ PX = 48
 ORDERS = ("012345678", "120453786")
 SMALL = (
     *("--width", "8", "--batch", "8", "--total-images", "64", "--permutations", "8"),
-    *("--snapshot-images", "32", "--checkpoint-images", "16", "--log-images", "16"),
+    *("--snapshot-images", "64", "--checkpoint-images", "16", "--log-images", "16"),
     *("--validation-views", "16", "--probe-frames", "12", "--interval-draws", "40"),
     *("--backend", "local", "--threads-per-worker", "1", "--precision", "fp32"),
 )
@@ -93,7 +93,7 @@ def test_a_run_leaves_an_encoder_that_says_what_it_saw_without_labels(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Pretext on test" in page and page.count("data:image/png") == 2
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["images"] for r in rows if "snapshot/accuracy" in r] == [0, 32, 64]
+    assert [r["images"] for r in rows if "snapshot/accuracy" in r] == [0, 64]
     assert any("perf/data_wait_share" in r for r in rows)
 
 
@@ -222,8 +222,8 @@ def results(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if not name.endswith("manifest.json")}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.chaos)])
-def test_killed_anywhere_and_run_again_it_leaves_the_same_bytes(tmp_path: Path, kills: int) -> None:
+@pytest.mark.chaos
+def test_killed_anywhere_and_run_again_it_leaves_the_same_bytes(tmp_path: Path) -> None:
     with Killer(once) as killer:
         code, _ = killer.run(tmp_path / "clean")
         assert code == 0

@@ -189,11 +189,10 @@ def test_deepspeed_takes_the_same_steps(context: Context) -> None:
     pytest.importorskip("deepspeed")
     named = {"weight_decay": 0.0, "lr": 1e-3}
     plain = trained(context, 3, **named).state_dict()
-    for stage in (0, 1):
-        sharded = trained(context, 3, **named, engine="deepspeed", zero_stage=stage).state_dict()
-        assert sharded.keys() == plain.keys()
-        for name in (n for n in plain if n.startswith(("network", "average"))):
-            torch.testing.assert_close(sharded[name], plain[name], rtol=1e-4, atol=1e-5, msg=name)
+    sharded = trained(context, 3, **named, engine="deepspeed", zero_stage=1).state_dict()
+    assert sharded.keys() == plain.keys()
+    for name in (n for n in plain if n.startswith(("network", "average"))):
+        torch.testing.assert_close(sharded[name], plain[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 # --- what is judged -----------------------------------------------------------------------------
