@@ -4,8 +4,8 @@ Six arms: original; heat kept; heat removed; true tumour kept (tumour); tumour r
 the heat's mask at a random place kept (random). What is removed is the training images' mean grey
 value. Softly the heat itself weighs the pixels, in the binary form its mask does. The heat is that
 of the class said, never of the true one. Where a class has no place (--background), its images take
-heat and masks of a random image of a random patient that has one, shifted into their own head, so
-that area and shape tell nothing; classifiers of the masks alone say what masks do tell.
+heat and masks of a random patient's image that has one, shifted into their own head, so that area
+and shape tell nothing; classifiers of the masks alone say what masks do tell.
 
 Shape letters: N images, C channels, H and W pixels, K classes, S seeds.
 """
@@ -13,7 +13,7 @@ Shape letters: N images, C channels, H and W pixels, K classes, S seeds.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class Images:
     heat_NHW: Heat
     mask_NHW: Masks
     true_NHW: Masks
+    # Heat and masks before what is borrowed was moved, for random places.
+    still_NHW: tuple[Heat, Masks]
 
 
 def trainings(arms: tuple[str, ...]) -> list[Training]:
@@ -176,8 +178,9 @@ def read(
         wanted.of(facts).argmax(1).astype(np.int64),
         tuple(targets.patient_of(fact) for fact in facts),
         heat_NHW,
-        cut.masks(heat_NHW),
+        mask_NHW := cut.masks(heat_NHW),
         true_NHW,
+        (heat_NHW, mask_NHW),
     )
     return borrowed(found, looker.background, config.seed, f"{STREAM}.{split}")
 
@@ -192,28 +195,32 @@ def borrowed(own: Images, background: tuple[int, ...], seed: int, stream: str) -
         raise DataError(
             "no image of a class with a place has a mask to lend", code="MR-D075", where=stream
         )
-    of_patient: dict[str, list[int]] = {}
-    for n in lenders.tolist():
-        of_patient.setdefault(own.patients[n], []).append(n)
-    names = sorted(of_patient)
     heat, mask, true = own.heat_NHW.copy(), own.mask_NHW.copy(), own.true_NHW.copy()
-    for n in np.flatnonzero(without_N).tolist():
-        patient, image = (float(u) for u in rng.uniforms(seed, stream, n, 2))
-        some = of_patient[names[int(patient * len(names))]]
-        lender = some[int(image * len(some))]
+    lent = np.arange(len(without_N))
+    for turn, n in enumerate(np.flatnonzero(without_N).tolist()):
+        # Every mask is lent as often as any other, so that what they are like tells nothing.
+        epoch, at = divmod(turn, len(lenders))
+        lent[n] = lender = int(lenders[rng.permutation(seed, stream, epoch, len(lenders))[at]])
         heads = [data.grey(own.images_NCHW[[k]])[0] for k in (lender, n)]
         heat[n], mask[n] = shifted_inside(
             own.mask_NHW[lender], (own.heat_NHW[lender], own.mask_NHW[lender]), *heads
         )
         (true[n],) = shifted_inside(own.true_NHW[lender], (own.true_NHW[lender],), *heads)
-    return Images(own.images_NCHW, own.numbers_N, own.patients, heat, mask, true)
+    return replace(
+        own,
+        heat_NHW=heat,
+        mask_NHW=mask,
+        true_NHW=true,
+        still_NHW=(own.heat_NHW[lent], own.mask_NHW[lent]),
+    )
 
 
 def keep_of(own: Images, training: Training, seed: int) -> Heat:
     """How much of every pixel is kept, in [0, 1], (N, H, W)."""
     soft = own.heat_NHW if training.form == "soft" else own.mask_NHW.astype(np.float32)
     if training.arm == "random":
-        soft = rolled(soft, seed, 0)
+        still_NHW = own.still_NHW[training.form == "binary"].astype(np.float32)
+        soft = rolled(still_NHW, seed, 0)
     elif training.arm in ("tumour", "no-tumour"):
         soft = own.true_NHW.astype(np.float32)
     elif training.arm == "original":

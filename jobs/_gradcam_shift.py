@@ -33,7 +33,7 @@ def shifted_inside(
 ) -> tuple[Array, ...]:
     """`arrays` moved the least that gets `mask_HW` as far into the new head as it was in its own.
 
-    Or as far as it can be; what leaves the image is lost, 0 comes in.
+    Or as far as it can be; what leaves the image is lost.
     """
     down, right = least_shift(mask_HW, head_of(grey_of_HW), head_of(grey_into_HW))
     return tuple(moved(array, down, right) for array in arrays)
@@ -57,13 +57,12 @@ def least_shift(mask_HW: Mask, head_HW: Mask, into_HW: Mask) -> tuple[int, int]:
 
 
 def moved(array_HW: Array, down: int, right: int) -> Array:
-    """Shifted, 0 coming in."""
+    """Shifted; of a mask nothing comes in, of heat what it is at its edge."""
     height, width = array_HW.shape
-    out = np.zeros_like(array_HW)
-    to = (slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0)))
-    of = (
-        slice(max(-down, 0), height + min(-down, 0)),
-        slice(max(-right, 0), width + min(-right, 0)),
-    )
-    out[to] = array_HW[of]
+    rows = np.arange(height) - down
+    columns = np.arange(width) - right
+    out: Array = array_HW[np.ix_(np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1))]
+    if array_HW.dtype == np.bool_:
+        inside = (rows >= 0) & (rows < height)
+        out = out & inside[:, None] & ((columns >= 0) & (columns < width))
     return out
