@@ -267,17 +267,17 @@ class _Work:
             if kind != "npy" or error.code != "MR-D107":
                 raise
             # What is no picture may be a stack of them; one only pixels wide is neither.
-            frames_THW = self._frames(decoder)
-            if frames_THW.shape[2] < _LEAST_STACK_PX:
+            stack = self._frames(decoder)
+            if stack[0].shape[1] < _LEAST_STACK_PX:
                 raise
-            return frames_THW
+            return stack
         self._check(decoded.frames, decoded.image.shape[0] * decoded.image.shape[1], kind)
         if decoded.frames > 1:
             return self._frames(decoder)
         return [decoded.image]
 
-    def _frames(self, decoder: LimitedDecoder) -> Array:
-        """Grey levels (T, H, W), one window for all frames."""
+    def _frames(self, decoder: LimitedDecoder) -> list[Array]:
+        """Grey levels (H, W) of each frame, one window for all."""
         frames = next(iter(decoder.frames_many([("", self.data)])))
         if isinstance(frames, DataError):
             raise frames
@@ -287,7 +287,7 @@ class _Work:
             # A file's own frames are pictures as they are: none is moved, turned or left out.
             frames = replace(frames, places_mm=None, directions=None)
         levels_THW, _ = grey_levels_of(assemble([frames]))
-        return levels_THW
+        return list(levels_THW)
 
     def _check(self, frames: int, pixels: int, kind: str) -> None:
         given = f"{_given(self.data, self.number, kind)}, {frames:,} frames of {pixels:,} pixels"

@@ -120,7 +120,7 @@ class Diagnosis:
         """Calibrated probabilities (N, K)."""
         _, logits_NK = self._forward(self.prepared(images))
         with torch.no_grad():
-            return self.network.calibrated(logits_NK).cpu().numpy()  # type: ignore[no-any-return]
+            return self.network.calibrated(logits_NK).cpu().numpy()
 
     def features(self, images: Sequence[Array]) -> Floats:
         """Features before the last layer (N, D)."""
@@ -218,7 +218,7 @@ class Diagnosis:
             heat_NHW = gradcam.gradcam(
                 self.network, padded_NCHW, self.layer, padded_N.to(self.device)
             )
-        return heat_NHW[:count].cpu().numpy()  # type: ignore[no-any-return]
+        return heat_NHW[:count].cpu().numpy()
 
     def _named(self, chances_K: Floats) -> dict[str, float]:
         pairs = zip(self.classes, chances_K, strict=True)

@@ -117,11 +117,12 @@ class Synthesis:
             return cast(Floats, prior(order.seed, index, self.renderer.dims)[0])
         assert self.latents is not None, "only a model with latents has classes"
         number = self._numbers[order.wanted]
-        drawn_D = self.latents.draw(order.seed, np.array([number]), index)[0]
+        drawn_D: Floats = self.latents.draw(order.seed, np.array([number]), index)[0]
         if order.truncation == 1:
             return drawn_D
         mean_D = self.latents.gaussians[number].mean_D
-        return mean_D + np.float32(order.truncation) * (drawn_D - mean_D)
+        nearer_D: Floats = mean_D + np.float32(order.truncation) * (drawn_D - mean_D)
+        return nearer_D
 
     def make(self, orders: Sequence[Order], formats: Sequence[str]) -> list[Made]:
         """Each order as a file of its format; one pass of the generator for all of them."""
@@ -199,14 +200,16 @@ def between(from_D: Floats, to_D: Floats, share: float) -> Floats:
         return ((1 - share) * a_D + share * b_D).astype(np.float32)
     turned_D = np.sin((1 - share) * angle) * a_D / lengths[0]
     turned_D = (turned_D + np.sin(share * angle) * b_D / lengths[1]) / np.sin(angle)
-    return (((1 - share) * lengths[0] + share * lengths[1]) * turned_D).astype(np.float32)
+    length = (1 - share) * lengths[0] + share * lengths[1]
+    return np.asarray(length * turned_D, np.float32)
 
 
 def levels(image: Floats, bits: int) -> npt.NDArray[Any]:
     """Values from -1 to 1 as grey levels of 8 or 16 bits, rounded as the renderer rounds."""
     half = np.float32(127.5 if bits == 8 else 32767.5)
     rounded = np.rint((image + np.float32(1)) * half)
-    return np.clip(rounded, 0, (1 << bits) - 1).astype(np.uint8 if bits == 8 else np.uint16)
+    clipped = np.clip(rounded, 0, (1 << bits) - 1)
+    return np.asarray(clipped, np.uint8 if bits == 8 else np.uint16)
 
 
 def _encoded(sample: Sample, format: str, label: str, series: str) -> bytes:

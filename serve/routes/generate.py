@@ -27,7 +27,7 @@ TRIES, WAIT_S = 20, 0.5
 TAR, MIXED = "application/x-tar", "multipart/mixed"
 
 Format = Literal["png", "png16", "npy", "dicom", "tar"]
-EXAMPLE = {"model": "generator", "n": 1, "seed": 7, "start": 0, "format": "png"}
+EXAMPLE: dict[str, Any] = {"model": "generator", "n": 1, "seed": 7, "start": 0, "format": "png"}
 
 
 class Generation(BaseModel):
