@@ -112,6 +112,13 @@ def dark(found: Verdicts) -> str:
         f"with the heated part removed, a classifier trained on the rest has a balanced accuracy "
         f"of {_shown(left)}, its masks alone {_shown(alone)}, chance is {found.chance:.3f}"
     )
+    # Heat leaves parts of a tumour out: what is left of the image may still show some.
+    tumourless = found.figure("no-tumour-binary")
+    if tumourless is not None:
+        outlines = _shown(found.figure("tumour-binary-alone"))
+        numbers += (
+            f"; with the true tumour removed {_shown(tumourless)}, its outlines alone {outlines}"
+        )
     if left.low > found.chance and more.low > 0:
         return f"Dark regions carry information: {numbers}."
     return f"That dark regions carry information was not shown: {numbers}."

@@ -40,7 +40,7 @@ class GradcamScale:
 
 SCALES = {
     "trial": GradcamScale(32, 8, 640, 320, 96, 8, 1),
-    "cpu": GradcamScale(64, 32, 24_000, 6_000, 6_000, 16, 3),
+    "cpu": GradcamScale(64, 32, 24_000, 6_000, 8_000, 16, 3),
     "gpu": GradcamScale(128, 32, 120_000, 40_000, 40_000, 32, 5),
 }
 
