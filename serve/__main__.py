@@ -6,6 +6,7 @@ way is answered, then the end.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -49,6 +50,9 @@ def _serve(args: Args) -> int:
     socket = door.listening(args.host, args.port)
     host, port = socket.getsockname()[:2]
     log.event("listening", f"http://{host}:{port}{args.root_path}", port=port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains at a signal, and raises it again when that is done: then it is over.
+        signal.signal(number, lambda *_: None)
     server.run([socket])
     return 0
 

@@ -106,6 +106,10 @@ class Book:
     async def create(self, owner: str, ask: dict[str, Any]) -> dict[str, Any]:
         """Starts a job; Problem where the model is not there or the owner has too many."""
         version = self._registry.choose(ask["model"], "generator")
+        allowed = "natural" if latents_of(version.spec) is None else "balanced"
+        if ask["labels"] not in (None, allowed):
+            detail = f"given: labels {shown(ask['labels'])}; allowed for this model: {allowed!r}"
+            raise Problem(422, "labels_unknown", detail)
         async with self._lock:
             running = [job for job in await self.names(owner) if job["state"] not in ENDED]
             if len(running) >= self._args.jobs_per_key:
@@ -208,12 +212,17 @@ def command(spec: ModelSpec, ask: dict[str, Any], out: str, args: Args) -> list[
         *("--samples-per-shard", str(ask["samples_per_shard"]), "--workers", str(args.job_workers)),
         *("--batch", str(args.batch), "--dtype", args.dtype, "--name", "archive", "--json"),
     ]
-    latents = spec.latents
-    if latents is None and Store(spec.url).exists("latents/latents.json"):
-        latents = f"{Store(spec.url).url}/latents"
+    latents = latents_of(spec)
     if latents:
-        words += ["--latents", latents, "--labels", ask["labels"]]
-    return words
+        words += ["--latents", latents]
+    return [*words, "--labels", ask["labels"] or ("balanced" if latents else "natural")]
+
+
+def latents_of(spec: ModelSpec) -> str | None:
+    """The latents that a generator is used with: those told, or those beside it."""
+    if spec.latents is None and Store(spec.url).exists("latents/latents.json"):
+        return f"{Store(spec.url).url}/latents"
+    return spec.latents
 
 
 def entrypoint(words: list[str]) -> str:

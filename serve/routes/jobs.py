@@ -24,7 +24,9 @@ class Ask(BaseModel):
     kind: Literal["archive"] = "archive"
     model: str = Field("generator", max_length=128, description="name of a generator")
     count: int = Field(ge=1, le=2**31 - 1, strict=True, description="images")
-    labels: Literal["balanced", "natural"] = Field("balanced", description="shares of the classes")
+    labels: Literal["balanced", "natural"] | None = Field(
+        None, description="shares of the classes (none: balanced, where the model has classes)"
+    )
     seed: int = Field(0, ge=0, lt=2**63, strict=True)
     format: Literal["png", "npy", "dicom"] = "png"
     samples_per_shard: int = Field(1000, ge=1, le=100_000, strict=True)

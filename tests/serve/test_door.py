@@ -1,0 +1,231 @@
+"""The own door: slow and bad sockets end, what was accepted is answered before it closes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve import keys
+from serve.__main__ import main
+from tests.archive.made_parts import make_generator
+from tests.serve.fakes import GENERATE, args, one, opened, slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def connected() -> Iterator[Callable[[int], socket.socket]]:
+    """What makes connections, which are closed at the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda port: stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+
+
+Connect = Callable[[int], socket.socket]
+
+
+def ended(made: socket.socket) -> bool:
+    """Whether the other side closed."""
+    try:
+        while made.recv(65536):
+            pass
+    except (ConnectionError, TimeoutError) as error:
+        return isinstance(error, ConnectionError)
+    return True
+
+
+def asked(port: int, token: str, index: int = 1) -> int:
+    """The status of one image."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    connection.request("POST", GENERATE, json.dumps(one(index)), headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def test_slow_heads_and_silent_connections_end_and_others_do_not_notice(
+    tmp_path: Path, connected: Connect
+) -> None:
+    settings = args(tmp_path, header_timeout_s=0.5, body_timeout_s=0.5)
+    with opened(settings) as (port, tokens):
+        silent = [connected(port) for _ in range(20)]
+        dripping = [connected(port) for _ in range(20)]
+        stop = threading.Event()
+
+        def drip() -> None:
+            while not stop.wait(0.1):
+                for made in dripping:
+                    try:
+                        made.send(b"x-a: b\r\n")
+                    except OSError:
+                        return
+
+        for made in dripping:
+            made.send(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n")
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            assert asked(port, tokens["maker"]) == 200
+            begun_s = time.monotonic()
+            assert all(ended(made) for made in [*silent, *dripping])
+            assert time.monotonic() - begun_s < 5
+        finally:
+            stop.set()
+            thread.join()
+        assert asked(port, tokens["maker"]) == 200
+
+
+def test_an_idle_connection_is_kept_for_a_while_between_requests(tmp_path: Path) -> None:
+    with opened(args(tmp_path, header_timeout_s=0.3)) as (port, _):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        for _ in range(2):
+            connection.request("GET", "/livez")
+            assert connection.getresponse().read() == b'{"state":"live"}'
+            kept = connection.sock
+            time.sleep(0.6)
+        assert kept is connection.sock
+        connection.close()
+
+
+def test_a_head_without_end_is_refused(tmp_path: Path, connected: Connect) -> None:
+    with opened(args(tmp_path)) as (port, _):
+        made = connected(port)
+        made.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-long: ")
+        try:
+            for _ in range(100):
+                made.sendall(b"a" * 4096)
+            first = made.recv(64)
+        except ConnectionError:
+            first = b"HTTP/1.1 431"
+        assert first.startswith(b"HTTP/1.1 431")
+
+
+def test_more_connections_than_allowed_are_turned_away(tmp_path: Path, connected: Connect) -> None:
+    with opened(args(tmp_path, connections=8)) as (port, tokens):
+        held = [connected(port) for _ in range(8)]
+        time.sleep(0.1)
+        assert ended(connected(port))
+        for made in held:
+            made.close()
+        time.sleep(0.1)
+        assert asked(port, tokens["maker"]) == 200
+
+
+def test_what_is_not_http_is_answered_and_ended(tmp_path: Path, connected: Connect) -> None:
+    with opened(args(tmp_path, header_timeout_s=0.5)) as (port, _):
+        for junk in (
+            b"\x16\x03\x01\x02\x00",
+            b"GET\r\n\r\n",
+            b"\x00" * 100,
+            b"PRI * HTTP/2.0\r\n\r\n",
+        ):
+            made = connected(port)
+            made.sendall(junk)
+            assert made.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 404", b"")
+            made.close()
+
+
+def test_a_closing_door_answers_what_is_under_way(tmp_path: Path) -> None:
+    statuses: list[int] = []
+    with opened(args(tmp_path), load=slow(0.3)) as (port, tokens):
+        threads = [
+            threading.Thread(target=lambda n=n: statuses.append(asked(port, tokens["maker"], n)))
+            for n in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.15)
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 20
+
+
+def _ask_until_refused(port: int, token: str, told: list[Any], stop: threading.Event) -> None:
+    """One connection at a time; what was answered, and how the last one ended."""
+    while not stop.is_set():
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.connect()
+        except ConnectionError:
+            return
+        try:
+            headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            connection.request("POST", GENERATE, json.dumps(one(1)), headers)
+            answer = connection.getresponse()
+            answer.read()
+            told.append(answer.status)
+        except (ConnectionError, http.client.HTTPException) as error:
+            told.append(type(error).__name__)
+        finally:
+            connection.close()
+
+
+def test_sigterm_drains_the_process_and_no_accepted_request_fails(tmp_path: Path) -> None:
+    make_generator(tmp_path / "generator")
+    token, key = keys.make("maker", ["generate"])
+    keys.write(tmp_path / "keys.json", [key])
+    words = [f"generator={tmp_path / 'generator'}", f"keys={tmp_path / 'keys.json'}", "port=0"]
+    command = [sys.executable, "-m", "serve", *words, f"state_dir={tmp_path / 'state'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    port = int(process.stderr.readline().rpartition(":")[2])
+    _wait_ready(port)
+    told: list[Any] = []
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=_ask_until_refused, args=(port, token, told, stop))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    stop.set()
+    for thread in threads:
+        thread.join()
+    process.stderr.close()
+    assert len(told) > 8
+    # The kernel may have taken a connection that the process never did.
+    answered = [what for what in told if isinstance(what, int)]
+    assert set(answered) == {200}, told
+    assert len(told) - len(answered) <= len(threads)
+
+
+def _wait_ready(port: int) -> None:
+    for _ in range(300):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return
+        except ConnectionError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    raise AssertionError("the service did not become ready")
+
+
+@pytest.mark.parametrize(
+    "word", ["host=0.0.0.0", "hots=127.0.0.1", "port=99999", "keys=/nowhere", "x", "batch=none"]
+)
+def test_settings_that_cannot_be_end_the_process_with_2(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word, f"state_dir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert word.partition("=")[0] in said and len(said.splitlines()) < 15
