@@ -98,21 +98,23 @@ def _markdown(
     verdicts: dict[str, list[str]],
 ) -> str:
     config = made.config
-    parts = [f"`medray study {config.name} --scale {config.scale}`, {_hardware()}"]
+    parts = [f"`medray study {config.name} --scale {config.scale}`, {hardware()}"]
     if runs:
-        parts.append(_table(RUN_HEADS, runs))
+        parts.append(markdown_table(RUN_HEADS, runs))
     for name, rows in tables.items():
-        parts += [f"**{name}**: {'; '.join(verdicts[name])}", _table(ARM_HEADS, rows)]
+        parts += [f"**{name}**: {'; '.join(verdicts[name])}", markdown_table(ARM_HEADS, rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """The processor and how many cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+def markdown_table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A table as Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -17,7 +17,7 @@ from typing import Any
 from jobs import _data, _out
 from jobs._study_data import BOXES, PUBLISHED, unpacked
 from jobs._study_page import leave
-from jobs._study_steps import SCALES, Plan, Step, plan, write_folds
+from jobs._study_steps import SCALES, Plan, Step, plan
 from jobs.study import StudyJob
 from medray import errors, log
 from medray.config import SUBMIT_DIR
@@ -27,7 +27,7 @@ from medray.store import Store
 SCHEMA = "medray.study/1"
 # Studies with modules of their own: facts(config), begin(config, where), plan(config, where) and
 # leave(plan).
-OWN = {"gradcam": "jobs._study_gradcam"}
+OWN = {"gradcam": "jobs._study_gradcam", "mr-clips": "jobs._study_clips_steps"}
 SUMMARY, LOGS = "summary.json", "logs"
 POLL_S, GRACE_S = 0.5, 30.0
 TAIL_LINES = 12
@@ -151,8 +151,8 @@ class Runner:
 
     def _start(self, step: Step) -> None:
         if not step.words:
-            grades = self.plan.folder(step.needs[0])
-            write_folds(grades, step.done.parent)
+            assert step.write is not None, "a step without words writes something itself"
+            step.write(self.plan.folder(step.needs[0]), step.done.parent)
             return
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # A job of a study is not itself the program that was submitted.

@@ -8,6 +8,7 @@ trained on the fraction of that step alone; nothing but the final tables sees a 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Step:
     minutes: float
     needs: tuple[str, ...] = ()
     begin: tuple[str, ...] = ()
+    # A step without words is no job: this is called with the folder it needs and its own.
+    write: Callable[[str, Path], None] | None = None
 
     def command(self) -> tuple[str, ...]:
         """The words as they are now."""
@@ -80,7 +83,7 @@ class Plan:
 
     def made(self, name: str, *words: str, minutes: float, needs: tuple[str, ...] = ()) -> str:
         """Adds a step with --out and gives its name."""
-        done = {"sweep": "summary.json"}.get(words[0], "index.json")
+        done = "summary.json" if words[0] in ("sweep", "transfer") else "index.json"
         words = (*words, "--out", self.folder(name))
         self.steps.append(Step(name, words, self.out / name / done, minutes, needs))
         return name
@@ -266,7 +269,7 @@ def _folds(plan: Plan, grades: str) -> str:
     No job: the runner writes them (`write_folds`).
     """
     name = "folds"
-    plan.steps.append(Step(name, (), plan.out / name / FOLDS_FILE, 0.0, (grades,)))
+    plan.steps.append(Step(name, (), plan.out / name / FOLDS_FILE, 0.0, (grades,), (), write_folds))
     return name
 
 

@@ -5,6 +5,7 @@
     medray study lung-signs      signs of lung nodules: archive images, pre-training, features
     medray study brain-classes   three tumour classes, in a short form
     medray study chest           chest x-rays, in a short form
+    medray study mr-clips        encoders made without labels on MR clips, five outer folds
     medray study gradcam         heat of classifiers as masks; trained again on what is left
 
 A study is a list of other jobs with their flags (--dry-run prints them, with the time they take).
@@ -29,8 +30,8 @@ class StudyJob(OutJob):
     out: Location = Field(
         "", description="the study's folder (none: runs/studies/NAME)", validate_default=True
     )
-    name: Literal["brain-grade", "lung-signs", "brain-classes", "chest", "gradcam"] = Field(
-        description="which study; the word after `medray study` does the same"
+    name: Literal["brain-grade", "lung-signs", "brain-classes", "chest", "gradcam", "mr-clips"] = (
+        Field(description="which study; the word after `medray study` does the same")
     )
     sets: Location = Field(
         "../shared/data", description="folder with the tars of the published sets"

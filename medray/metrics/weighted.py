@@ -73,3 +73,16 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Floats = np.where(below > 0, above / np.maximum(below, 1e-300), np.nan)
     return found
+
+
+def finding_aurocs(counts_BN: Floats, scores_NK: Floats, truth_NK: NDArray[np.int8]) -> Floats:
+    """AUROC of each finding on the rows that say whether it is there (1 or 0, not -1), (B, K)."""
+    found = []
+    for k in range(truth_NK.shape[1]):
+        known_N = truth_NK[:, k] >= 0
+        if known_N.any():
+            positive_N = truth_NK[known_N, k] == 1
+            found.append(aurocs(counts_BN[:, known_N], scores_NK[known_N, k], positive_N))
+        else:
+            found.append(np.full(len(counts_BN), np.nan))
+    return np.stack(found, axis=1)

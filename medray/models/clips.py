@@ -1,11 +1,13 @@
 """Classifiers of clips: maps of frames by a shared encoder, pooled over the clip, a logit each.
 
-Shape letters: N clips, T frames, H and W pixels, D maps, g cells a side, U units, F features,
+Shape letters: N clips, T frames, H and W pixels, D maps, g cells a side, F features,
 K findings.
 
-A frame is a D-map image of g x g cells, so that where in the frame something lies is not lost. The
-maps are standardised by the mean and the scale that they had on the training clips before the first
-step: encoders differ in scale, and a head should not have to learn that.
+A frame is g x g cells, each the mean and the greatest value of every map of the encoder there, so
+that where something lies is not lost, nor what is small. Frames are spread evenly over a clip, so
+frame t of one clip is about where frame t of another is: from each cell of it the mean that it had
+over the training clips before the first step is taken off, what is left is scaled. What a network
+sees is how a clip differs from others there; encoders of any scale are alike.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class ClipClassifier(Decider):
     no network.
     """
 
-    mean_D: Tensor
+    mean_TDgg: Tensor
     scale_D: Tensor
 
     def __init__(
@@ -59,10 +61,11 @@ class ClipClassifier(Decider):
         self.encoder = trunk if whole else None
         self.encoder_arguments = trunk.arguments()
         self.pool, self.size_px, self.frames, self.units = pool, size_px, frames, units
-        self.body = _BODIES[pool](trunk.dims, CELLS[pool], units)
+        self.body = _BODIES[pool](2 * trunk.dims, CELLS[pool], units)
         self.head = nn.Linear(self.body.feature_dims, len(classes))
-        self.register_buffer("mean_D", torch.zeros(trunk.dims))
-        self.register_buffer("scale_D", torch.ones(trunk.dims))
+        cells = CELLS[pool]
+        self.register_buffer("mean_TDgg", torch.zeros(frames, 2 * trunk.dims, cells, cells))
+        self.register_buffer("scale_D", torch.ones(2 * trunk.dims))
 
     def arguments(self) -> dict[str, Any]:
         """What makes this network again: `ClipClassifier(**arguments)`."""
@@ -81,11 +84,12 @@ class ClipClassifier(Decider):
         return frame_maps(self.encoder, clips_NTHW, self.size_px, CELLS[self.pool])
 
     def standardise(self, maps_NTDgg: Tensor) -> ClipClassifier:
-        """Takes mean and scale of each map over all that is given; a constant one has scale 1."""
-        flat_XD = maps_NTDgg.transpose(2, 4).reshape(-1, maps_NTDgg.shape[2]).double()
-        scale_D = flat_XD.std(0, correction=0)
+        """Takes the mean of every cell of every frame over clips, and the scale of each map about
+        it; a constant one has scale 1."""
+        mean_TDgg = maps_NTDgg.double().mean(0)
+        scale_D = (maps_NTDgg - mean_TDgg).square().mean((0, 1, 3, 4)).sqrt()
         scale_D[scale_D <= 1e-6 * scale_D.max()] = 1.0
-        self.mean_D.copy_(flat_XD.mean(0))
+        self.mean_TDgg.copy_(mean_TDgg)
         self.scale_D.copy_(scale_D)
         return self
 
@@ -106,20 +110,22 @@ class ClipClassifier(Decider):
         return maps.new_full(maps.shape[:2], 1 / maps.shape[1])
 
     def _standard(self, clips: Tensor) -> Tensor:
-        maps = self.maps(clips) if clips.ndim == 4 else clips
-        wanted = (len(self.mean_D), CELLS[self.pool], CELLS[self.pool])
-        if maps.ndim != 5 or maps.shape[2:] != wanted:
+        if clips.shape[1:2] != (self.frames,) or clips.ndim not in (4, 5):
             raise UsageError(
-                f"clips must have shape (N, T, H, W), maps (N, T, {', '.join(map(str, wanted))}), "
-                f"got {tuple(clips.shape)}"
+                f"clips must have shape (N, {self.frames}, H, W), maps (N, {self.frames}, D, g, g),"
+                f" got {tuple(clips.shape)}"
             )
-        return (maps - self.mean_D[:, None, None]) / self.scale_D[:, None, None]
+        maps = self.maps(clips) if clips.ndim == 4 else clips
+        if maps.shape[1:] != self.mean_TDgg.shape:
+            wanted = ", ".join(map(str, self.mean_TDgg.shape))
+            raise UsageError(f"maps must have shape (N, {wanted}), got {tuple(maps.shape)}")
+        return (maps - self.mean_TDgg) / self.scale_D[:, None, None]
 
 
 def frame_maps(encoder: Encoder, clips_NTHW: Tensor, size_px: int, cells: int) -> Tensor:
-    """Maps of every frame of clips in [-1, 1], `(N, T, D, cells, cells)` float32.
+    """Maps of every frame of clips in [-1, 1], `(N, T, 2 D, cells, cells)` float32.
 
-    Frames are resized to `size_px`; a map's cells are means over equal parts of it.
+    Frames are resized to `size_px`; of each cell the means of all maps, then their greatest values.
     """
     count, frames = clips_NTHW.shape[:2]
     flat = clips_NTHW.reshape(count * frames, 1, *clips_NTHW.shape[2:])
@@ -127,11 +133,17 @@ def frame_maps(encoder: Encoder, clips_NTHW: Tensor, size_px: int, cells: int) -
     at_once = len(flat) if torch.is_grad_enabled() else FRAMES_AT_ONCE
     maps = torch.cat(
         [
-            functional.adaptive_avg_pool2d(encoder.maps(resized(part, size_px)).float(), cells)
-            for part in torch.split(flat, at_once)
+            _cells(encoder.maps(resized(p, size_px)).float(), cells)
+            for p in torch.split(flat, at_once)
         ]
     )
     return maps.reshape(count, frames, *maps.shape[1:])
+
+
+def _cells(maps_NDhw: Tensor, cells: int) -> Tensor:
+    """Mean and greatest value of each map in each cell, `(N, 2 D, cells, cells)`."""
+    mean = functional.adaptive_avg_pool2d(maps_NDhw, cells)
+    return torch.cat([mean, functional.adaptive_max_pool2d(maps_NDhw, cells)], 1)
 
 
 def _check(

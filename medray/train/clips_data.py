@@ -28,21 +28,23 @@ KEPT_BYTES = 2 * 2**30
 
 
 class ClipRoster(Roster):
-    """The clips of one split, `frames` of each evenly over it; images of a batch are clips.
+    """The clips of a split or of several, `frames` of each, evenly; a batch of images is of clips.
 
     Once it is told what to `encode_with` they are what that makes of them, made once and kept.
     """
 
-    def __init__(self, clips: ClipSet, split: str, frames: int) -> None:
+    def __init__(self, clips: ClipSet, split: str | Sequence[str], frames: int) -> None:
         self.clips, self.frames = clips, frames
         self.name, self.urls, self.set_names = clips.url, (clips.url,), (clips.index.name,)
-        self.split, self.classes = split, clips.classes
+        self._splits = (split,) if isinstance(split, str) else tuple(split)
+        self.split, self.classes = "+".join(self._splits), clips.classes
         self.channels, self.size_px, self.bits = 1, clips.size_px, clips.bits
         self.facts = tuple(self._read())
         self.encode_with(None)
 
     def _read(self) -> Iterator[Fact]:
-        for number, fact in enumerate(self.clips.facts(self.split)):
+        facts = [fact for split in self._splits for fact in self.clips.facts(split)]
+        for number, fact in enumerate(facts):
             if fact.frames < 1:
                 raise DataError("a clip has no frame", code="MR-D036", where=fact.key)
             yield Fact(

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medray.tune.verdict import BASELINE, PRIMARY, Verdict
+from medray.tune.verdict import BASELINE, PRIMARY, Figure, Verdict
 
 COLOURS = {
     "helped": "#1a7f37",
@@ -20,10 +20,10 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 def forest_png(verdicts: Sequence[Verdict], margin: float) -> bytes:
     """Each arm minus the baseline: estimate, interval, zero, and the gain that matters."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Sheet
 
     shown = [v for v in verdicts if v.arm != BASELINE and v.differences[PRIMARY].low is not None]
-    figure = Figure(figsize=(7.0, 1.4 + 0.36 * max(1, len(shown))), layout="constrained")
+    figure = Sheet(figsize=(7.0, 1.4 + 0.36 * max(1, len(shown))), layout="constrained")
     axes = figure.add_subplot()
     fractions = {v.fraction for v in verdicts}
     for row, verdict in enumerate(reversed(shown)):
@@ -47,11 +47,31 @@ def forest_png(verdicts: Sequence[Verdict], margin: float) -> bytes:
     return _png(figure)
 
 
+def intervals_png(rows: Sequence[tuple[str, Figure]], x: str) -> bytes:
+    """Differences with their intervals, one below the other, beside zero."""
+    from matplotlib.figure import Figure as Sheet
+
+    shown = [row for row in rows if row[1].low is not None and row[1].high is not None]
+    figure = Sheet(figsize=(7.0, 1.2 + 0.3 * max(1, len(shown))), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (_, found) in enumerate(reversed(shown)):
+        low, high, middle = (x or 0.0 for x in (found.low, found.high, found.estimate))
+        colour = "#555555" if low <= 0 <= high else "#1a7f37"
+        axes.plot((low, high), (place, place), color=colour, linewidth=2)
+        axes.plot(middle, place, marker="o", color=colour, markersize=5)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown][::-1], fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(x, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
 def curves_png(curves: Curves, x: str, y: str, *, log: bool = False) -> bytes:
     """One line a name."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Sheet
 
-    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+    figure = Sheet(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
         if points:

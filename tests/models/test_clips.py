@@ -15,7 +15,7 @@ from medray.store import Store
 
 CLASSES = ("acl", "meniscus")
 ENCODER = {"channels": 1, "width": 8}
-DIMS = 32
+DIMS = 2 * 32
 
 
 def made(pool: str = "attention", **named: object) -> ClipClassifier:
@@ -42,7 +42,9 @@ def test_what_is_said_of_a_clip_does_not_depend_on_its_batch(pool: str) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("frames", "px"), [(1, 32), (1, 64), (9, 40)])
 def test_clips_of_one_frame_and_of_many_are_taken(pool: str, frames: int, px: int) -> None:
-    assert made(pool)(clips(2, frames, px)).isfinite().all()
+    assert made(pool, frames=frames)(clips(2, frames, px)).isfinite().all()
+    with pytest.raises(UsageError, match=rf"\(N, 4, H, W\).* got \(2, {frames}, {px}, {px}\)"):
+        made(pool)(clips(2, frames, px))
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -56,17 +58,26 @@ def test_maps_computed_before_give_what_clips_give(pool: str) -> None:
     assert not any(name.startswith("encoder.") for name, _ in head.named_parameters())
 
 
-def test_standardised_maps_have_mean_0_and_scale_1_and_a_constant_one_stays_finite() -> None:
+def test_each_cell_of_each_frame_has_mean_0_and_a_constant_map_stays_finite() -> None:
     network = made(whole=False)
-    maps = torch.randn(5, 4, DIMS, 2, 2, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(50, 4, DIMS, 2, 2, generator=generator) * 7 + 3
+    maps[:, 1, :, 0, 1] += 40
     maps[:, :, 3] = 2.0
-    network.standardise(maps)
-    standard = network._standard(maps)
-    flat = standard.transpose(2, 4).reshape(-1, DIMS)
+    standard = network.standardise(maps)._standard(maps)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(4, DIMS, 2, 2), rtol=0, atol=1e-5)
     others = [d for d in range(DIMS) if d != 3]
-    torch.testing.assert_close(flat.mean(0), torch.zeros(DIMS), rtol=0, atol=1e-5)
-    torch.testing.assert_close(flat.std(0)[others], torch.ones(DIMS - 1), rtol=0.02, atol=0)
-    assert float(flat[:, 3].abs().max()) < 1e-5
+    scale_D = standard[:, :, others].square().mean((0, 1, 3, 4)).sqrt()
+    torch.testing.assert_close(scale_D, torch.ones(DIMS - 1), rtol=1e-4, atol=0)
+    assert float(standard[:, :, 3].abs().max()) < 1e-5
+
+
+def test_something_small_and_bright_is_not_averaged_away() -> None:
+    network, batch = made("mean").requires_grad_(False), torch.full((2, 4, 64, 64), -0.5)
+    batch[1, :, 20:24, 20:24] = 1
+    maps = network.maps(batch)
+    mean, greatest = (maps[1] - maps[0]).abs().amax((0, 2, 3)).view(2, -1).amax(1)
+    assert float(greatest) > 2 * float(mean) > 0
 
 
 def test_attention_looks_at_frames_and_its_weights_are_shares() -> None:
@@ -102,7 +113,7 @@ def test_arguments_that_make_no_network_are_refused(named: dict[str, object], sa
 
 
 def test_maps_of_another_encoder_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"\(N, T, 32, 2, 2\), got \(1, 4, 16, 2, 2\)"):
+    with pytest.raises(UsageError, match=r"\(N, 4, 64, 2, 2\), got \(1, 4, 16, 2, 2\)"):
         made()(torch.zeros(1, 4, 16, 2, 2))
 
 

@@ -62,7 +62,7 @@ def test_maps_are_made_once_and_are_those_of_the_frames(
 ) -> None:
     frozen, some = training(roster, freeze=True), list(roster.facts[:3])
     maps = roster.rows(some)
-    assert maps.shape == (3, 4, 32, 2, 2) and maps.dtype == np.float32
+    assert maps.shape == (3, 4, 64, 2, 2) and maps.dtype == np.float32
     monkeypatch.setattr(roster, "picked", None)
     assert np.array_equal(roster.rows(some), maps), "they were read again"
     monkeypatch.undo()
