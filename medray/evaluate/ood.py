@@ -12,8 +12,10 @@ Shape letters: N images, C channels, H and W pixels, F features, D numbers that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,8 +78,8 @@ class Familiarity:
             name: np.ascontiguousarray(getattr(self, name))
             for name in ("mean_D", "scale_D", "whitening_DD")
         }
-        about = json.dumps({"schema": SCHEMA, **asdict(self.facts)})
-        store.write_bytes(FILE, bytes(save_tensors(tensors, {"medray": about})))
+        about = {"schema": SCHEMA, **asdict(self.facts), "sha256": _digest(self.facts, tensors)}
+        store.write_bytes(FILE, bytes(save_tensors(tensors, {"medray": json.dumps(about)})))
 
     @classmethod
     def load(cls, store: Store, classifier_sha256: str) -> Familiarity | None:
@@ -90,7 +92,10 @@ class Familiarity:
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["medray"])
             if about.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            found = cls(Facts(**about), **load_tensors(data))
+            stated, tensors = about.pop("sha256"), load_tensors(data)
+            found = cls(Facts(**about), **tensors)
+            if _digest(found.facts, tensors) != stated:
+                raise ValueError("another digest")
         except Exception as error:  # the library raises a kind of its own
             what = f"cannot be read ({type(error).__name__})"
             raise DataError(what, code="MR-D046", where=f"{store.url}/{FILE}") from error
@@ -103,6 +108,15 @@ class Familiarity:
                 hint="run the classifier's training to its end again",
             )
         return found
+
+
+def _digest(facts: Facts, tensors: Mapping[str, Rows]) -> str:
+    """SHA-256 of facts and tensors: a flipped bit must not move the threshold in silence."""
+    digest = hashlib.sha256(json.dumps(asdict(facts)).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
 
 
 def fit(training_ND: Rows, validation_ND: Rows, classifier_sha256: str) -> Familiarity:

@@ -114,6 +114,23 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, fitted, damage):
         ood.Familiarity.load(store, SHA)
 
 
+def test_no_flipped_bit_moves_a_threshold_unseen(tmp_path, fitted):
+    store, draw = Store(tmp_path), np.random.default_rng(5)
+    fitted.save(store)
+    whole = store.read_bytes(ood.FILE)
+    for at in draw.integers(0, len(whole), 60).tolist() + list(range(8, 40)):
+        data = bytearray(whole)
+        data[at] ^= 1 << int(draw.integers(0, 8))
+        store.write_bytes(ood.FILE, bytes(data))
+        try:
+            again = ood.Familiarity.load(store, SHA)
+        except DataError:
+            continue
+        # White space of the header alone may change.
+        assert again.facts == fitted.facts, at
+        np.testing.assert_array_equal(again.whitening_DD, fitted.whitening_DD)
+
+
 @pytest.mark.parametrize("rows", [np.zeros((0, 80)), np.full((9, 80), np.nan)])
 def test_rows_that_say_nothing_are_refused(rows):
     with pytest.raises(ValueError, match="finite training rows"):
