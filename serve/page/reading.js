@@ -120,6 +120,7 @@ export class Reading {
     this.panel("case");
     this.at = at;
     this.current = null;
+    $("#answer").setAttribute("aria-busy", "true");
     const item = this.items[at];
     this.fill(item);
     $("#progress").textContent = `Case ${at + 1} of ${this.items.length}`;
@@ -133,7 +134,10 @@ export class Reading {
     }
     if (this.at !== at) return;
     await Promise.all(this.viewers.map((viewer, n) => viewer.show(pixels[n])));
+    // Keys mean the image again, whatever was pressed last.
+    if (!document.querySelector("dialog[open]")) this.viewers[0].canvas.focus({ preventScroll: true });
     this.current = { item, since: performance.now(), moved: performance.now(), hidden: document.hidden, idle: false };
+    $("#answer").setAttribute("aria-busy", "false");
     this.ahead();
     this.offer();
   }

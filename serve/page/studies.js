@@ -63,7 +63,7 @@ function invite(study) {
 
 function card(study) {
   const move = (action) => () => ask(path(study, action), { method: "POST" });
-  const buttons = { open: [act("Lock", move("lock"))], locked: [act("Unlock", move("unlock")), act("Close and show the truth", move("close"))], closed: [] }[study.status];
+  const buttons = { open: [act("Lock", move("lock"))], locked: [act("Unlock", move("unlock")), act("Close and show the truth", async () => { if (confirm("Close the study? Readers can then answer no more, ever, and the truth is shown.")) await move("close")(); })], closed: [] }[study.status];
   const after = study.status === "closed" ? Object.entries(REPORTS).map(([name, format]) => element("button", { type: "button", onclick: told(() => download(study, `report?format=${format}`, `${study.id}-report.${name}`)) }, `Report ${name}`)) : [];
   const answers = study.status === "open" ? [] : [element("button", { type: "button", onclick: told(() => download(study, "answers", `${study.id}-answers.jsonl`)) }, "Answers")];
   const section = element("section", {}, element("h2", {}, `${study.name} (${study.id})`), element("p", { className: "soft" }, `${study.mode}, ${study.status}`),

@@ -59,7 +59,7 @@ export class Viewer {
   zoomBy(factor) { this.setZoom(this.zoom * factor); }
 
   setZoom(zoom) {
-    this.zoom = Math.min(Math.max(zoom, 0.25), 64);
+    this.zoom = Math.min(Math.max(zoom, 1 / 64), 64);
     if (this.zoom <= 1) { this.x = 0; this.y = 0; }
     this.draw();
     this.changed(this);
@@ -85,8 +85,14 @@ export class Viewer {
     context.drawImage(this.native, -this.image.width / 2, -this.image.height / 2);
     if (this.overlay) {
       const { canvas: heat, left, top, size } = this.overlay;
+      // The classifier's square may be larger than the image: what lies beside is not shown.
+      context.beginPath();
+      context.rect(-this.image.width / 2, -this.image.height / 2, this.image.width, this.image.height);
+      context.save();
+      context.clip();
       context.imageSmoothingEnabled = true;
       context.drawImage(heat, left - this.image.width / 2, top - this.image.height / 2, size[0], size[1]);
+      context.restore();
     }
   }
 

@@ -64,13 +64,14 @@ def serving(folder: Path, *, open_door: bool = False, **args: Any) -> Iterator[S
     admin, admin_key = keys.make("boss", ["admin"])
     other, other_key = keys.make("other", ["read", "generate"])
     book = keys.KeyBook([] if open_door else [admin_key, other_key])
+    named = {"generator": None, "classifier": None, **args}
     settings = Args(
         studies=str(folder),
         state_dir=str(folder / "state"),
         door=False,
         rate_per_s=100_000,
         burst=100_000,
-        **args,
+        **named,
     )
     inner = InProcess(settings, keys=book)
     clock = Clock()
