@@ -121,6 +121,15 @@ def test_size_in_the_header_is_enough_to_refuse_no_child_sees_it(monkeypatch):
     pool.close()
 
 
+def test_fifty_pictures_with_one_value_that_is_no_number_are_refused(pool):
+    draw = np.random.default_rng(3)
+    for value in [np.nan, np.inf, -np.inf] * 17:
+        values = draw.normal(size=(9, 8)).astype(np.float32)
+        values[draw.integers(0, 9), draw.integers(0, 8)] = value
+        problem = refused(pool, npy(values))
+        assert (problem.status, problem.code) == (422, "MR-D114")
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_leaves_the_next_upload_as_it_was(pool, name):
     started_s = time.monotonic()

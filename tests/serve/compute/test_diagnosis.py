@@ -1,14 +1,18 @@
 """Diagnosis: what the network says, of each image alone; what is unlike its training is flagged."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
-from medray.errors import UsageError
+from medray.errors import DataError, UsageError
 from medray.evaluate import gradcam
+from medray.models.classifier import Classifier
 from medray.models.pixels import to_unit
-from medray.models.weights import load_classifier
+from medray.models.weights import load_classifier, save_network
 from medray.pack.geometry import as_set
+from medray.store import Store
 from serve.compute.diagnosis import Diagnosis
 from serve.compute.fit import box_of, fitted
 from serve.records import Want
@@ -115,3 +119,38 @@ def test_a_class_that_it_does_not_know_is_refused(diagnosis, films):
 def test_nothing_in_gives_nothing_out(diagnosis):
     assert diagnosis.diagnose([], []) == []
     assert diagnosis.features([]).shape == (0, diagnosis.network.feature_dims)
+
+
+def test_findings_are_said_each_for_itself_in_colour_too(tmp_path):
+    network = Classifier(["a", "b", "c"], size_px=16, width=8, channels=3, multi_label=True)
+    network.seed_weights(4)
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([5.0, -5.0, 5.0]))
+        network.thresholds.copy_(torch.tensor([0.5, 0.5, 0.9999999]))
+    about = {"kind": "classifier", "arguments": network.arguments()}
+    save_network(Store(tmp_path), "classifier", network.state_dict(), about, "a test")
+    model = Diagnosis.load(str(tmp_path))
+    grey = np.arange(400, dtype=np.uint8).reshape(20, 20)
+    for image in (grey, np.stack([grey] * 3, axis=-1)):
+        said = model.diagnose([image], [Want(heatmap=True)])[0]
+        assert said.decided == ("a",) and said.probabilities["c"] > 0.9
+        assert sum(said.probabilities.values()) > 1 and said.heatmap_class in ("a", "c")
+    assert model.facts["multi_label"] is True
+
+
+def test_no_damaged_weights_are_served(small_models, tmp_path):
+    shutil.copytree(small_models.classifier, tmp_path / "model")
+    path, draw = tmp_path / "model" / "classifier.safetensors", np.random.default_rng(2)
+    whole = path.read_bytes()
+    for at in draw.integers(0, len(whole), 100).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="digest"):
+            Diagnosis.load(str(tmp_path / "model"))
+
+
+def test_weights_that_give_no_numbers_are_an_error_not_an_answer(small_models, films):
+    model = Diagnosis.load(small_models.classifier)
+    with torch.no_grad():
+        model.network.head.bias.fill_(float("nan"))
+    with pytest.raises(DataError, match="not finite"):
+        model.diagnose(films[:1], [Want()])

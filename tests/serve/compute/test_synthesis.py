@@ -1,15 +1,24 @@
 """Synthesis: each image a function of its order alone, refusals that say what is allowed."""
 
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from medray.errors import UsageError
+from medray.errors import DataError, UsageError
+from medray.images import decode
 from medray.models.weights import load_generator
 from medray.sample.images import Renderer
 from medray.sample.latents import prior
 from serve.compute.orders import Offer
 from serve.compute.synthesis import Synthesis, levels
 from serve.records import Order
+from tests.archive.made_parts import make_generator
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,42 @@ def test_order_position_and_company_change_no_byte(conditional):
     assert [one.address for one in back[::-1]] == [one.address for one in whole]
     alone = conditional.make(asked[20:21], ["png"])[0]
     assert alone == whole[20] and len({one.data for one in whole}) == 33
+
+
+def test_another_process_makes_the_same_bytes(conditional, small_models):
+    code = (
+        "import hashlib, sys; from serve.compute.synthesis import Synthesis; "
+        "from serve.records import Order; "
+        "made = Synthesis.load(sys.argv[1]).make([Order(3, 4, (1.0, 0.0))], ['png']); "
+        "print(hashlib.sha256(made[0].data).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, small_models.conditional]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    here = conditional.make(orders(9), ["png"] * 9)[4]
+    assert done.stdout.strip() == hashlib.sha256(here.data).hexdigest()
+
+
+def test_colour_comes_in_every_form(tmp_path):
+    make_generator(tmp_path, channels=3)
+    model = Synthesis.load(str(tmp_path))
+    made = model.make([Order(0, 1)] * 4, ["png", "png16", "npy", "dicom"])
+    eight, deep = (decode(made[n].data).image for n in (0, 1))
+    assert eight.shape == deep.shape == (16, 16, 3) and deep.dtype == np.uint16
+    np.testing.assert_array_equal(np.load(io.BytesIO(made[2].data)), deep)
+    np.testing.assert_array_equal(decode(made[3].data).image, eight)
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "latents/latents.safetensors"])
+def test_no_damaged_weights_are_served(small_models, tmp_path, name):
+    shutil.copytree(small_models.conditional, tmp_path / "model")
+    path, draw = tmp_path / "model" / name, np.random.default_rng(2)
+    whole = path.read_bytes()
+    for at in draw.integers(0, len(whole), 100).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="digest"):
+            Synthesis.load(str(tmp_path / "model"))
+    path.write_bytes(whole)
+    assert Synthesis.load(str(tmp_path / "model")).classes
 
 
 def test_an_address_names_everything_that_the_image_depends_on(conditional, plain):
