@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs import _classify_report as images_report
 from jobs import _encoders as encoders
@@ -55,7 +55,16 @@ def leave(
     return figures
 
 
-def scores(judged: Judged, config: ClassifyJob) -> dict[str, Any]:
+class Drawn(Protocol):
+    """A job whose figures have intervals."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def interval_draws(self) -> int: ...
+
+
+def scores(judged: Judged, config: Drawn) -> dict[str, Any]:
     """The figures of a split; the rarest finding's and the mean AUC in places of their own."""
     from medray.train import scorecard
 
