@@ -33,6 +33,8 @@ SCHEMA = "medray.ood/1"
 QUANTILE = 0.99
 SHRINKAGE = 0.05
 THUMBNAIL_PX, BANDS = 8, 8
+# Of fewer images no threshold is made: it would flag more than one familiar image in twenty.
+LEAST_VALIDATION, LEAST_TRAINING = 19, 2
 # So little power is none: 16-bit rounding has more.
 _LEAST_POWER = 1e-6
 
@@ -121,11 +123,14 @@ def _digest(facts: Facts, tensors: Mapping[str, Rows]) -> str:
 
 def fit(training_ND: Rows, validation_ND: Rows, classifier_sha256: str) -> Familiarity:
     """The familiarity of rows of `describe`; ValueError where there are too few, or not finite."""
-    for name, rows_ND, least in (("training", training_ND, 2), ("validation", validation_ND, 1)):
-        if len(rows_ND) < least or not np.isfinite(rows_ND).all():
-            raise ValueError(
-                f"{least} or more finite {name} rows are needed, got shape {rows_ND.shape}"
-            )
+    for name, rows_ND, least in (
+        ("training", training_ND, LEAST_TRAINING),
+        ("validation", validation_ND, LEAST_VALIDATION),
+    ):
+        if len(rows_ND) < least:
+            raise ValueError(f"{least} or more {name} images are needed, got {len(rows_ND)}")
+        if not np.isfinite(rows_ND).all():
+            raise ValueError(f"the rows of {name} images are not finite")
     mean_D, spread_D = training_ND.mean(axis=0), training_ND.std(axis=0)
     # A number that is the same on all training images must not count without limit.
     scale_D = spread_D + 1e-3 * max(float(training_ND.std()), 1e-9)

@@ -231,7 +231,8 @@ class Diagnosis:
 
 
 NO_FAMILIARITY = (
-    "this classifier's run left no distance (ood.safetensors); train it to its end again"
+    "this classifier's run left no distance (ood.safetensors): it was trained before there was one, "
+    f"or on under {ood.LEAST_VALIDATION} validation images"
 )
 
 

@@ -131,7 +131,23 @@ def test_no_flipped_bit_moves_a_threshold_unseen(tmp_path, fitted):
         np.testing.assert_array_equal(again.whitening_DD, fitted.whitening_DD)
 
 
-@pytest.mark.parametrize("rows", [np.zeros((0, 80)), np.full((9, 80), np.nan)])
-def test_rows_that_say_nothing_are_refused(rows):
-    with pytest.raises(ValueError, match="finite training rows"):
-        ood.fit(rows, np.zeros((3, 80)), SHA)
+@pytest.mark.parametrize(
+    ("training", "validation", "said"),
+    [
+        (np.zeros((1, 80)), np.zeros((30, 80)), "2 or more training images are needed, got 1"),
+        (np.zeros((9, 80)), np.zeros((18, 80)), "19 or more validation images are needed, got 18"),
+        (np.full((9, 80), np.nan), np.zeros((30, 80)), "training images are not finite"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused(training, validation, said):
+    with pytest.raises(ValueError, match=said):
+        ood.fit(training, validation, SHA)
+
+
+def test_images_that_are_all_alike_still_have_a_distance():
+    flat = np.zeros((30, 80))
+    fitted = ood.fit(flat, flat, SHA)
+    assert fitted.unlike(fitted.scores(np.vstack([flat[:1], flat[:1] + 1]))).tolist() == [
+        False,
+        True,
+    ]
