@@ -45,12 +45,11 @@ Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable
 
 def rows(rounds: int) -> Iterator[Case]:
     """The rows; each side of a round is asked of the row's process."""
-    del rounds
     for name, against in ROWS.items():
         if name in ALONE and not _own_network():
             log.warn("bench", f"{name} is left out: `unshare -Urn` is not allowed here")
             continue
-        row = _Row(name)
+        row = _Row(name, rounds)
         try:
             yield name, against, 0.0, row.asks("ours"), row.asks("other"), row.checks
         finally:
@@ -67,8 +66,8 @@ def _own_network() -> bool:
 class _Row:
     """The process of a row, started when it is first asked."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, rounds: int) -> None:
+        self.name, self.rounds = name, rounds
         self._process: subprocess.Popen[str] | None = None
 
     def asks(self, word: str) -> Callable[[], float]:
@@ -80,7 +79,7 @@ class _Row:
         self._ask("check")
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "serve.bench", self.name]
+        command = [sys.executable, "-m", "serve.bench", self.name, str(self.rounds)]
         if self.name in ALONE:
             inside = "ip link set lo up && exec " + " ".join(command)
             command = ["unshare", "-Urn", "sh", "-c", inside]

@@ -24,7 +24,6 @@ class Refused(ClickException):
 
 def app(args: Any) -> Any:
     """The application of settings: `Args`, or what they are made of; a `ray.serve.Application`."""
-    from serve.deployments import bound
     from serve.in_process import check_door
     from serve.keys import KeyBook
 
@@ -34,4 +33,6 @@ def app(args: Any) -> Any:
         check_door(settings, KeyBook.of(settings.keys))
     except UsageError as error:
         raise Refused(str(error)) from None
+    from serve.deployments import bound
+
     return bound(settings)
