@@ -231,7 +231,7 @@ class RayServices(Common):
     async def _tick(self, count: int) -> None:
         full = count % IDLE_TICKS == 0
         if full:
-            self.keys.refresh()
+            self._read_keys()
         asks = self.limits.asks()
         if self.limits.hungry and asks:
             await self.limits.trade()

@@ -64,6 +64,7 @@ class Loaded:
         self._args, self._metrics = args, metrics
         self._batchers: dict[str, Batcher[Any, Any]] = {}
         self.users = 0
+        self.closed = False
 
     def _batcher(self, op: str, run: Callable[[list[Any]], list[Any]]) -> Any:
         if op not in self._batchers:
@@ -119,6 +120,8 @@ class Loaded:
         return list(self.model.features(items))
 
     async def close(self) -> None:
+        """Ends its threads when what was asked of it is answered."""
+        self.closed = True
         for batcher in self._batchers.values():
             await batcher.close()
 
@@ -135,6 +138,9 @@ class Pool:
     async def using(self, spec: ModelSpec, name: str) -> AsyncIterator[Loaded]:
         """A loaded model, which is kept as long as this lasts; Problem where it cannot be."""
         loaded = await self.get(spec, name)
+        while loaded.closed:
+            # Dropped between being loaded and being used.
+            loaded = await self.get(spec, name)
         loaded.users += 1
         try:
             with as_problems():
@@ -162,14 +168,16 @@ class Pool:
             loaded = Loaded(model, spec, name, self._args, self._metrics)
             self._loaded[spec] = loaded
             self._metrics.count("medray_models_loaded_total", spec.kind)
+            await self._shrink(spec)
             return loaded
         finally:
             del self._loading[spec]
 
-    async def _shrink(self) -> None:
-        idle = [spec for spec, loaded in self._loaded.items() if not loaded.users]
-        for spec in idle[: max(0, len(self._loaded) - self._args.loaded_models)]:
-            await self._loaded.pop(spec).close()
+    async def _shrink(self, keep: ModelSpec | None = None) -> None:
+        idle = [s for s, loaded in self._loaded.items() if not loaded.users and s != keep]
+        dropped = idle[: max(0, len(self._loaded) - self._args.loaded_models)]
+        for loaded in [self._loaded.pop(spec) for spec in dropped]:
+            await loaded.close()
 
     async def close(self) -> None:
         """Waits for what is under way."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from medray import log
-from medray.errors import UsageError
+from medray.errors import MedrayError, UsageError
 from medray.store import Store
 from serve import limits as limited
 from serve.engine import Engine, Load, Pool, load_model
@@ -127,6 +127,13 @@ class Common:
     async def _tick(self, count: int) -> None:
         raise NotImplementedError
 
+    def _read_keys(self) -> None:
+        try:
+            if self.keys.refresh():
+                log.event("keys", f"{len(self.keys.by_name)} keys are known")
+        except (MedrayError, OSError) as error:
+            log.warn("keys", f"the keys stay as they were: {error}")
+
     async def all_metrics(self) -> Metrics:
         return self.metrics
 
@@ -172,7 +179,7 @@ class InProcess(Common):
         if self.limits.hungry or count % IDLE_TICKS == 0:
             await self.limits.trade()
         if count % IDLE_TICKS == 0:
-            self.keys.refresh()
+            self._read_keys()
 
 
 def check_door(args: Args, keys: KeyBook) -> None:

@@ -141,8 +141,7 @@ class Book:
 
     async def names(self, owner: str | None) -> list[dict[str, Any]]:
         """The jobs of an owner (None: all), the newest first."""
-        names = await asyncio.to_thread(self._store.names)
-        ids = [name.partition("/")[0] for name in names if name.endswith(f"/{JOB}")]
+        ids = await asyncio.to_thread(self._ids)
         records = [await asyncio.to_thread(self._read, job_id) for job_id in ids]
         mine = [r for r in records if r and owner in (None, r["owner"])]
         mine.sort(key=lambda record: -record["created"])
@@ -160,6 +159,14 @@ class Book:
 
     async def close(self) -> None:
         await self._runner.close()
+
+    def _ids(self) -> list[str]:
+        if not self._store.is_local:
+            names = self._store.names()
+            return [name.partition("/")[0] for name in names if name.endswith(f"/{JOB}")]
+        # Not what the jobs made: that may be much.
+        folder = self._store.path()
+        return [p.name for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
 
     def _write(self, record: dict[str, Any]) -> None:
         self._store.write_bytes(f"{record['id']}/{JOB}", json.dumps(record, indent=1).encode())
@@ -182,6 +189,10 @@ class Book:
         if record["state"] in ENDED or not record["handle"]:
             return str(record["state"])
         state = await self._runner.state(record["handle"])
+        if state in ("done", "failed"):
+            # The index is written last: who ran it may have been lost, what it made is whole.
+            index = f"{record['id']}/{ARCHIVE}/{INDEX}"
+            state = "done" if await asyncio.to_thread(self._store.exists, index) else "failed"
         if state in ENDED:
             record["state"] = state
             await asyncio.to_thread(self._write, record)
@@ -194,8 +205,6 @@ class Book:
         names = await asyncio.to_thread(folder.names, MADE)
         shards = sum(name.endswith(".json") for name in names)
         made = min(ask["count"], shards * ask["samples_per_shard"])
-        if state == "done" and not await asyncio.to_thread(folder.exists, f"{ARCHIVE}/{INDEX}"):
-            state = "failed"
         return {
             "id": record["id"], "state": state, "owner": record["owner"],
             "created": record["created"], "ask": ask, "model_sha256": record["model_sha256"],

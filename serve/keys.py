@@ -125,8 +125,9 @@ class KeyBook:
         stamp = (stat.st_mtime_ns, stat.st_size)
         if stamp == self._stamp:
             return False
-        self._take(parsed(self.path.read_text(encoding="utf-8"), str(self.path)))
+        # What cannot be read is told once, not every time.
         self._stamp = stamp
+        self._take(parsed(self.path.read_text(encoding="utf-8"), str(self.path)))
         return True
 
     def find(self, token: bytes, now_s: float) -> tuple[Key, frozenset[str]]:
