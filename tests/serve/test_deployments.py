@@ -1,0 +1,214 @@
+"""The service on Ray Serve: own door and proxy, models put on all replicas, one lost, more of them.
+
+`serve.app:app` as `serve run` builds it, with a tiny real generator.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click import ClickException
+
+from serve import keys
+from serve.app import app
+from serve.client import Client, Refused
+from tests.archive.made_parts import make_generator
+
+# Ray Serve itself warns when it is imported.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service on Ray: its own door, Serve's proxy, a token, where its models are."""
+
+    door: int
+    proxy: int
+    token: str
+    folder: Path
+    serve: Any
+
+    def client(self, port: int | None = None, patience_s: float = 0) -> Client:
+        return Client(f"http://127.0.0.1:{port or self.door}", self.token, patience_s=patience_s)
+
+    def replicas(self, deployment: str) -> list[Any]:
+        """The running replicas of a deployment, as Serve tells them."""
+        from ray.serve.context import _get_global_client
+
+        details = _get_global_client().get_serve_details()
+        found = details["applications"]["tested"]["deployments"][deployment]["replicas"]
+        return [replica for replica in found if replica["state"] == "RUNNING"]
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def running(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One service for the tests of this file."""
+    from ray import serve
+
+    folder = tmp_path_factory.mktemp("deployed")
+    for seed, name in enumerate(("one", "two")):
+        make_generator(folder / name, seed=seed)
+    token, key = keys.make("tester", ["admin"], rate_per_s=1e5)
+    keys.write(folder / "keys.json", [key])
+    door, proxy = free_port(), free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": proxy})
+    settings = {
+        "generator": str(folder / "one"), "model_roots": (str(folder),), "port": str(door),
+        "keys": str(folder / "keys.json"), "state_dir": str(folder / "state"), "gates": 2,
+        "max_replicas": 2, "replica_cpus": 0.1, "upscale_delay_s": 1, "downscale_delay_s": 2,
+        "look_back_s": 2, "drain_s": 5, "window_ms": 2,
+    }  # fmt: skip
+    serve.run(app(settings), name="tested", route_prefix="/")
+    yield Running(door, proxy, token, folder, serve)
+    serve.shutdown()
+
+
+def until(what: Any, seconds: float = 40) -> float:
+    """Waits until something is true; how long that took."""
+    begun_s = time.monotonic()
+    while not what():
+        assert time.monotonic() - begun_s < seconds, "it did not come about"
+        time.sleep(0.1)
+    return time.monotonic() - begun_s
+
+
+def test_door_and_proxy_give_the_same_bytes_and_put_reaches_every_replica(
+    running: Running,
+) -> None:
+    with running.client() as door, running.client(running.proxy) as proxy:
+        ours, theirs = door.generate(5, seed=3), proxy.generate(5, seed=3)
+        assert ours == theirs and len({image.data for image in ours}) == 5
+        before = door.models()[0]["sha256"]
+        with pytest.raises(Refused, match="digest_mismatch"):
+            door.put_model(
+                "generator", kind="generator", url=str(running.folder / "two"), sha256="0" * 64
+            )
+        put = door.put_model("generator", kind="generator", url=str(running.folder / "two"))
+        assert put["sha256"] != before
+        # Every gate (each connection may come to another one) answers with the new one soon.
+        until(lambda: _answering(running, 12) == {put["sha256"][:12]}, 5)
+        door.put_model("generator", kind="generator", url=str(running.folder / "one"))
+        until(lambda: _answering(running, 12) == {before[:12]}, 5)
+        assert door.generate(5, seed=3) == ours
+        text = door.ask("GET", "/metrics")[1].decode()
+        made = [line for line in text.splitlines() if line.startswith("medray_images_total")]
+        assert made and float(made[0].rpartition(" ")[2]) >= 15
+
+
+def _answering(running: Running, connections: int) -> set[str]:
+    found = set()
+    for index in range(connections):
+        with running.client() as client:
+            found.add(client.generate(start=index)[0].address.split(":")[1])
+    return found
+
+
+def test_a_key_is_needed_at_door_and_proxy(running: Running) -> None:
+    for port in (running.door, running.proxy):
+        with Client(f"http://127.0.0.1:{port}", "mrk_wrong") as client:
+            with pytest.raises(Refused, match="key_unknown"):
+                client.generate()
+
+
+def kill_one(running: Running, deployment: str) -> int:
+    """Kills a replica of two; its process's number."""
+    pid = int(running.replicas(deployment)[0]["pid"])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def replaced(running: Running, deployment: str, killed: int) -> bool:
+    """Whether there are two again, and the killed one is not among them."""
+    pids = [replica["pid"] for replica in running.replicas(deployment)]
+    return len(pids) == 2 and killed not in pids
+
+
+class Callers:
+    """Clients that ask for images without pause; what came of it."""
+
+    def __init__(self, running: Running, count: int, expected: dict[int, bytes]) -> None:
+        self.running, self.expected = running, expected
+        self.statuses: Counter[Any] = Counter()
+        self.wrong = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(count)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        with self.running.client() as client:
+            while not self._stop.is_set():
+                number = (number + 1) % len(self.expected)
+                try:
+                    (image,) = client.generate(seed=3, start=number)
+                    self.statuses[200] += 1
+                    self.wrong += image.data != self.expected[number]
+                except Refused as refused:
+                    self.statuses[refused.status] += 1
+                except (ConnectionError, OSError) as error:
+                    self.statuses[type(error).__name__] += 1
+
+
+@pytest.mark.chaos
+def test_more_replicas_come_with_the_load_and_go_and_one_killed_gives_no_wrong_answer(
+    running: Running,
+) -> None:
+    with running.client() as client:
+        expected = {n: image.data for n, image in enumerate(client.generate(16, seed=3))}
+    assert len(running.replicas("Models")) == 1
+    with Callers(running, 24, expected) as callers:
+        up_s = until(lambda: len(running.replicas("Models")) == 2)
+        time.sleep(1)
+        before = callers.statuses.total()
+        killed = kill_one(running, "Models")
+        until(lambda: callers.statuses.total() > before + 200)
+        until(lambda: replaced(running, "Models", killed))
+    assert callers.wrong == 0
+    failed = callers.statuses.total() - callers.statuses[200]
+    assert set(callers.statuses) <= {200, 503}, callers.statuses
+    # At most what was in flight on it.
+    assert failed <= 24, callers.statuses
+    down_s = until(lambda: len(running.replicas("Models")) == 1, 60)
+    print(f"1 -> 2 after {up_s:.1f} s, one killed: {callers.statuses}, 2 -> 1 after {down_s:.1f} s")
+
+
+@pytest.mark.chaos
+def test_a_gate_that_is_lost_is_replaced_while_the_other_answers(running: Running) -> None:
+    until(lambda: len(running.replicas("Gate")) == 2)
+    killed = kill_one(running, "Gate")
+    with running.client(patience_s=20) as client:
+        assert len(client.generate(3)) == 3
+    until(lambda: replaced(running, "Gate", killed))
+
+
+@pytest.mark.parametrize("word", ["host=0.0.0.0", "generatr=x", "port=no"])
+def test_settings_that_cannot_be_end_serve_run_with_2(word: str, tmp_path: Path) -> None:
+    name, _, value = word.partition("=")
+    # `serve run` shows such an error without a traceback, and ends with its code.
+    with pytest.raises(ClickException, match=name) as refused:
+        app({name: value, "state_dir": str(tmp_path)})
+    assert refused.value.exit_code == 2
