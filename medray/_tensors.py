@@ -72,13 +72,19 @@ def write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
 
 
 def read_tensors(data: bytes, as_numpy: bool) -> dict[str, Any]:
-    if as_numpy:
-        from safetensors.numpy import load as load_numpy
+    """The tensors of a file's bytes; ValueError where it is no such file."""
+    from safetensors import SafetensorError
 
-        return dict(load_numpy(data))
-    from safetensors.torch import load
+    try:
+        if as_numpy:
+            from safetensors.numpy import load as load_numpy
 
-    return dict(load(data))
+            return dict(load_numpy(data))
+        from safetensors.torch import load
+
+        return dict(load(data))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _described(name: str, tensor: Any) -> tuple[str, list[int], int]:

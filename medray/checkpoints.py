@@ -184,7 +184,10 @@ class Checkpoints:
         data = self.store.read_bytes(f"{folder}/{TENSORS}")
         if _digest(data) != checkpoint.files[TENSORS]:
             raise _damaged("changed while it was read", f"{folder}/{TENSORS}")
-        tensors = read_tensors(data, as_numpy)
+        try:
+            tensors = read_tensors(data, as_numpy)
+        except ValueError as error:
+            raise _damaged(f"these are no tensors ({error})", f"{folder}/{TENSORS}") from error
         if expect is not None:
             check_tensors(tensors, expect, f"{self.store.url}/{folder}/{TENSORS}")
         state = _json(self.store.read_bytes(f"{folder}/{STATE}"), f"{folder}/{STATE}")

@@ -127,7 +127,7 @@ class KeyBook:
             return False
         # What cannot be read is told once, not every time.
         self._stamp = stamp
-        self._take(parsed(self.path.read_text(encoding="utf-8"), str(self.path)))
+        self._take(parsed(self.path.read_text("utf-8", "replace"), str(self.path)))
         return True
 
     def find(self, token: bytes, now_s: float) -> tuple[Key, frozenset[str]]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -86,7 +87,10 @@ def _read(url: str, role: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         raise UsageError(
             f"{url} holds no {role}", hint=f"give a finished run of a {role}, or its model folder"
         )
-    about = yaml.safe_load(store.read_bytes(CONFIG_FILE))
+    try:
+        about = yaml.safe_load(store.read_bytes(CONFIG_FILE))
+    except yaml.YAMLError:
+        about = None
     if not isinstance(about, dict) or not {"arguments", f"{role}_sha256"} <= set(about):
         raise DataError(
             f"the configuration names no arguments or no {role}_sha256",
@@ -100,7 +104,11 @@ def _read(url: str, role: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
             code="MR-D030",
             where=f"{store.url}/{name}",
         )
-    return about, load_tensors(data), store.url
+    try:
+        return about, load_tensors(data), store.url
+    except SafetensorError as error:
+        text = f"these are no weights: {error}"
+        raise DataError(text, code="MR-D031", where=f"{store.url}/{name}") from error
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

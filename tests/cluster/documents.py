@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,20 @@ MANIFESTS = sorted(path for path in KUBERAY.rglob("*.yaml") if path.name not in 
 Document = dict[str, Any]
 
 
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@functools.cache
+def _loaded(path: Path) -> list[Document]:
+    found = yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER)
+    return [document for document in found if document is not None]
+
+
 def of(path: Path) -> list[Document]:
-    """The documents of a file, aliases resolved."""
-    return [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
+    """The documents of a file, aliases resolved; the caller may change them."""
+    # Through JSON: aliases become copies, so that a change of one is not a change of all.
+    found: list[Document] = json.loads(json.dumps(_loaded(path)))
+    return found
 
 
 def named(kind: str | None = None) -> list[tuple[str, Document]]:
@@ -66,7 +78,7 @@ def schema(kind: str) -> Document:
     with tarfile.open(SCHEMAS) as tar:
         file = tar.extractfile(f"kuberay-crds/ray.io_{kind.lower()}s.yaml")
         assert file is not None
-        crd = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        crd = yaml.load(file, Loader=LOADER)
     version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
     found: Document = _strict(version["schema"]["openAPIV3Schema"])
     return found
@@ -86,8 +98,13 @@ def _strict(node: Any) -> Any:
 
 def errors_of(document: Document) -> list[str]:
     """What KubeRay's schema has against a document."""
-    validator = jsonschema.Draft7Validator(schema(document["kind"]))
-    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
+    found = _validator(document["kind"]).iter_errors(document)
+    return [f"{error.json_path}: {error.message[:200]}" for error in found]
+
+
+@functools.cache
+def _validator(kind: str) -> Any:
+    return jsonschema.Draft7Validator(schema(kind))
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
