@@ -36,7 +36,7 @@ def group(name: str, job: dict[str, Any], capacity: str, priority: int) -> str:
     gpu = bool(job.get("gpu"))
     gpu_toleration = "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}"
     return _filled(
-        (HERE / "group.template.yaml").read_text(),
+        (HERE / "group.template").read_text(),
         NAME=name,
         GROUP=f"{'gpu' if gpu else 'cpu'}-{capacity}",
         PRIORITY=priority,
@@ -55,7 +55,7 @@ def rendered(name: str, job: dict[str, Any]) -> str:
     groups = group(name, job, "spot", 10) + group(name, job, "on-demand", 0)
     entrypoint = f"python {INSIDE}/jobs/{job['script']} {' '.join(job['flags'].split())}"
     return _filled(
-        (HERE / "job.template.yaml").read_text(),
+        (HERE / "job.template").read_text(),
         NAME=name,
         ENTRYPOINT=entrypoint,
         RETRIES=RETRIES,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CLUSTER = ROOT / "cluster"
 KUBERAY = CLUSTER / "kuberay"
 SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay-crds.tar.xz"
-NOT_APPLIED = {"jobs.yaml", "job.template.yaml", "group.template.yaml", "kustomization.yaml"}
+NOT_APPLIED = {"jobs.yaml", "kustomization.yaml"}
 RAY_UP = sorted(CLUSTER / f"{name}.yaml" for name in ("local", "aws", "gcp"))
 MANIFESTS = sorted(path for path in KUBERAY.rglob("*.yaml") if path.name not in NOT_APPLIED)
 
