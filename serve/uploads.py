@@ -10,6 +10,7 @@ Letters: T frames, H and W pixels.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import struct
@@ -33,7 +34,8 @@ TAKEN = "PNG, JPEG, NPY, NIfTI or DICOM"
 MOST_FRAMES = 512
 # What may wait for a child; who comes later is told to come again.
 MOST_WAITING = 256
-CHILDREN = max(2, min(4, os.cpu_count() or 1))
+# One more than there are cores: a file that keeps a child busy is not what others wait for.
+CHILDREN = 1 + max(2, min(4, os.cpu_count() or 1))
 _KILLED = ("MR-D108", "MR-D109", "MR-D110")
 _STATUS = {
     "MR-D101": 415,
@@ -85,12 +87,14 @@ class Uploads:
         for decoder in self._all:
             self._free.put(decoder)
         self._threads = ThreadPoolExecutor(children, "upload")
+        self._starters = ThreadPoolExecutor(children, "upload-start")
         self._waiting, self._lock = 0, threading.Lock()
 
     def warm(self) -> None:
         """Starts every child in the background, so that the first upload need not wait."""
         for _ in self._all:
-            self._threads.submit(self._with_decoder, _warm)
+            with contextlib.suppress(queue.Empty):  # those at work are warm
+                self._starters.submit(self._start, self._free.get_nowait())
 
     async def decode(
         self, files: Sequence[bytes], caps: Caps, finish: Finish = lambda image: image
@@ -134,13 +138,22 @@ class Uploads:
             dead = problem.code in _KILLED
             raise
         finally:
-            self._free.put(decoder)
             if dead:
-                self._threads.submit(self._with_decoder, _warm)
+                # Others go on with the children that there are while this one's successor starts.
+                self._starters.submit(self._start, decoder)
+            else:
+                self._free.put(decoder)
+
+    def _start(self, decoder: LimitedDecoder) -> None:
+        try:
+            decoder.decode(encode_png(np.zeros((1, 1), np.uint8)))
+        finally:
+            self._free.put(decoder)
 
     def close(self) -> None:
         """Ends the children."""
         self._threads.shutdown(cancel_futures=True)
+        self._starters.shutdown()
         for decoder in self._all:
             decoder.close()
 
@@ -153,11 +166,6 @@ def shared() -> Uploads:
     pool = Uploads()
     atexit.register(pool.close)
     return pool
-
-
-def _warm(decoder: LimitedDecoder) -> list[Upload]:
-    decoder.decode(encode_png(np.zeros((1, 1), np.uint8)))
-    return []
 
 
 # --- before decoding ----------------------------------------------------------------------------

@@ -231,8 +231,8 @@ class Diagnosis:
 
 
 NO_FAMILIARITY = (
-    "this classifier's run left no distance (ood.safetensors): it was trained before there was one, "
-    f"or on under {ood.LEAST_VALIDATION} validation images"
+    "this classifier's run left no distance (ood.safetensors): it is of before there was one, "
+    f"or had fewer than {ood.LEAST_VALIDATION} validation images"
 )
 
 
