@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medray import log
@@ -37,10 +37,15 @@ CONTROL = re.compile(r"\x1b\[[0-9;]*m")
 # Before this line what Ray says is a traceback at worst; the last line of it is the reason.
 TAKEN = "submitted successfully"
 START_TIMEOUT_S = 90
+# What a job's description, which Ray shows on its dashboard and keeps, must not hold.
+SECRETS = ("MEDRAY_SECRET_KEY", "MEDRAY_SERVE_KEYS", "MEDRAY_DATABASE_URL")
 
 
-def submit(name: str, argv: Sequence[str]) -> int:
-    """Submits jobs/NAME.py with this folder's files, shows its log, returns its exit code."""
+def submit(name: str, argv: Sequence[str], *, ours: bool = False) -> int:
+    """Submits jobs/NAME.py with this folder's files, shows its log, returns its exit code.
+
+    `ours`: to a Ray that this process started, whose nodes have its environment.
+    """
     script = Path("jobs") / f"{name}.py"
     if not script.exists():
         raise UsageError(
@@ -48,8 +53,7 @@ def submit(name: str, argv: Sequence[str]) -> int:
         )
     _check_package(Path.cwd())
     entrypoint = shlex.join(["python", str(script), *argv])
-    environment = {SUBMIT_DIR: os.environ.get(SUBMIT_DIR, os.getcwd())}
-    environment |= {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    environment = {SUBMIT_DIR: os.environ.get(SUBMIT_DIR, os.getcwd()), **_sent(os.environ, ours)}
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."),
         *("--log-style", "record", "--log-color", "false"),
@@ -57,6 +61,19 @@ def submit(name: str, argv: Sequence[str]) -> int:
         *("--", *shlex.split(entrypoint)),
     ]
     return _run_and_read_code(command)
+
+
+def _sent(environment: Mapping[str, str], ours: bool = False) -> dict[str, str]:
+    """The variables that a job's description holds; secrets stay here, and that is said."""
+    ours = {k: v for k, v in environment.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    kept = [name for name in SECRETS if ours.pop(name, None)]
+    if kept and not ours:
+        log.warn(
+            "secrets",
+            f"{', '.join(kept)}: not sent, for a job's description is shown on the dashboard; the "
+            "nodes must have it in their environment",
+        )
+    return ours
 
 
 def _run_and_read_code(command: Sequence[str]) -> int:
@@ -111,7 +128,7 @@ def local(name: str, argv: Sequence[str]) -> int:
     with local_ray() as (address, token):
         os.environ |= {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_TOKEN": token}
         os.environ["RAY_AUTH_MODE"] = "token"
-        return submit(name, argv)
+        return submit(name, argv, ours=True)
 
 
 @contextlib.contextmanager
