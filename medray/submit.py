@@ -65,15 +65,15 @@ def submit(name: str, argv: Sequence[str], *, ours: bool = False) -> int:
 
 def _sent(environment: Mapping[str, str], ours: bool = False) -> dict[str, str]:
     """The variables that a job's description holds; secrets stay here, and that is said."""
-    ours = {k: v for k, v in environment.items() if k.startswith(ENVIRONMENT_PREFIX)}
-    kept = [name for name in SECRETS if ours.pop(name, None)]
+    sent = {k: v for k, v in environment.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    kept = [name for name in SECRETS if sent.pop(name, None)]
     if kept and not ours:
         log.warn(
             "secrets",
             f"{', '.join(kept)}: not sent, for a job's description is shown on the dashboard; the "
             "nodes must have it in their environment",
         )
-    return ours
+    return sent
 
 
 def _run_and_read_code(command: Sequence[str]) -> int:

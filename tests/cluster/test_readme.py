@@ -136,3 +136,17 @@ def test_local_yaml_gives_the_head_the_name_that_rays_provider_gives_it() -> Non
 
     assert f"RAY_CLOUD_INSTANCE_ID={FAKE_HEAD_NODE_ID}\n" in readme()
     assert of(CLUSTER / "local.yaml")[0]["head_node_type"] == "ray.head.default"
+
+
+def test_what_security_md_rests_on_is_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    named_tests = [
+        w for row in re.findall(r"^\|.*\|$", text, re.M) for w in re.findall(r"`([^`]+)`", row)
+    ]
+    found = [name for name in named_tests if name.startswith(("tests/", "test_"))]
+    assert len(found) >= 15
+    for name in found:
+        there = (ROOT / name).exists() or (ROOT / "tests" / "cluster" / name).exists()
+        assert there, name
+    for name in re.findall(r"MEDRAY_[A-Z_]+", text):
+        assert name in (ROOT / "medray" / "submit.py").read_text(), name
