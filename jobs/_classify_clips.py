@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs import _data, _patients
 from jobs import _encoders as encoders
-from jobs import _patients
 from jobs import _training as training
 from jobs._classify_data import labelled
 from jobs._classify_run import VALIDATIONS
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from medray.train.clips_data import ClipRoster
     from medray.train.targets import Targets
 
+KNEES = "knee"
+
 
 @dataclass(frozen=True)
 class ClipSamples:
@@ -44,7 +46,7 @@ class ClipSamples:
 
 def train(config: ClassifyJob) -> None:
     """Trains from the start or the newest checkpoint to the end."""
-    name = f"classify-clips-{config.data[0].rstrip('/').rpartition('/')[2]}-{config.pool}"
+    name = f"classify-clips-{_data.source_name(config.data, KNEES)}-{config.pool}"
     training.train(
         training.resolved(training.placed(config, name), _choose),
         worker,
@@ -109,7 +111,15 @@ def roster_of(config: ClassifyJob, split: str) -> ClipRoster:
             hint="train a classifier for each plane or view, and put them together with "
             "medray ensemble",
         )
-    return ClipRoster(ClipSet.open(config.data[0], config.cache_dir), split, config.frames)
+    (url,) = _data.sources_of(
+        config.data,
+        phantoms=KNEES,
+        count=config.phantom_images,
+        size_px=config.size_px,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+    )
+    return ClipRoster(ClipSet.open(url, config.cache_dir), split, config.frames)
 
 
 def task_of(config: ClassifyJob, train: ClipRoster, facts: list[Fact]) -> Targets:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs import _classify_report as images_report
+from jobs import _data
 from jobs import _encoders as encoders
-from jobs._classify_clips import ClipSamples, roster_of, seen
+from jobs._classify_clips import KNEES, ClipSamples, roster_of, seen
 from jobs._classify_data import labelled
 from jobs.classify import ClassifyJob
 from medray import config as configuration
@@ -207,7 +208,7 @@ def _card(config: ClassifyJob, figures: dict[str, Any]) -> str:
     origin = Path(config.encoder or "").name
     return f"""# Classifier of clips, {config.pool}, {config.size_px} px
 
-Trained by medray on: {Path(config.data[0]).name} (split {config.split},
+Trained by medray on: {_data.source_name(config.data, KNEES)} (split {config.split},
 {figures["train"]["samples"]:,} clips); encoder {origin}, {how}; seed {config.seed}.
 
 - Findings: {", ".join(figures["classes"])}.

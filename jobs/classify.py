@@ -12,6 +12,7 @@ on both mixed; an archive that saw a held-out patient, or a label outside --frac
 With --encoder the network stands on a trunk that was trained before (jigsaw, or classify with
 --encoder), fine-tuned; with --clips it classifies clips: frames through the encoder, pooled over
 the clip by attention, ConvLSTM or mean, one logit a finding, findings that are not known left out.
+Without --data clips are phantoms of knees.
 """
 
 from __future__ import annotations
@@ -57,8 +58,6 @@ class ClassifyJob(JudgedJob, ClipsConfig):
             raise ValueError("--pretrain URL and --pretrain-images N go together")
         if self.synthetic is not None and self.split != "train":
             raise ValueError("--synthetic goes with --split train: an archive has no other")
-        if self.clips and not self.data:
-            raise ValueError("--clips needs --data, a set of clips (medray pack --clips)")
         if self.clips and (self.pretrain or self.synthetic or self.init_from):
             raise ValueError("--clips does not go with --pretrain, --synthetic or --init-from")
         if self.encoder and self.init_from:

@@ -15,7 +15,7 @@ from medray.models.clips import load_clips
 from medray.models.encoder import Encoder, EncoderConfig, load_encoder, save_encoder
 from medray.models.pixels import to_unit
 from medray.store import Store
-from medray.stream.clips import ClipSet
+from medray.stream.clips import ClipSet, spread
 from medray.train.classifier import LabelledTraining
 from tests.faults.kill import tree_sha256
 from tests.jobs.clip_runs import FINDINGS, clips, made, run
@@ -61,7 +61,8 @@ def test_a_frozen_encoder_is_enough_to_see_bright_squares(tmp_path: Path) -> Non
     assert about["clips_sha256"] == found["clips_sha256"]
     # What is saved is whole: clips go in, and it says what the run's validation said.
     clip = ClipSet.open(data).read("val-00000001").frames_THW
-    assert model(to_unit(torch.from_numpy(clip[None]))).shape == (1, 3)
+    picked = clip[spread(len(clip), model.frames)]
+    assert model(to_unit(torch.from_numpy(picked[None]))).shape == (1, 3)
     trunk = load_encoder(str(tmp_path / "run"))
     first = Encoder(EncoderConfig(1, 8)).seed_weights(0)
     images = torch.zeros(1, 1, 32, 32)
@@ -73,13 +74,14 @@ def test_a_frozen_encoder_is_enough_to_see_bright_squares(tmp_path: Path) -> Non
 @pytest.mark.parametrize("pool", ["attention", "convlstm", "mean"])
 def test_fine_tuning_moves_the_encoder(tmp_path: Path, data: str, pool: str) -> None:
     begin = encoder(tmp_path / "encoder", lineage.Lineage())
-    more = ("--data", data, "--encoder", begin, "--pool", pool, "--total-images", "48")
+    more = ("--data", data, "--encoder", begin, "--pool", pool, "--total-images", "96")
+    more += ("--snapshot-images", "48", "--lr", "0.002")
     assert run(tmp_path / "run", *more) == 0
     images = torch.zeros(1, 1, 32, 32)
     moved = load_encoder(str(tmp_path / "run"))(images) - load_encoder(begin)(images)
     assert float(moved.abs().max()) > 1e-6
     found = summary(tmp_path / "run")
-    assert (found["pool"], found["freeze"], found["images"]) == (pool, False, 48)
+    assert (found["pool"], found["freeze"], found["images"]) == (pool, False, 96)
 
 
 def test_a_classifier_of_images_leaves_an_encoder_that_clips_begin_with(
@@ -247,3 +249,10 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert any(line.get("event") == "plan" and line["estimated_s"] > 0 for line in said)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_data_it_trains_on_phantoms_of_knees(tmp_path: Path) -> None:
+    more = ("--encoder", "random", "--freeze", "--phantom-images", "40", "--total-images", "16")
+    assert run(tmp_path / "run", *more) == 0
+    found = summary(tmp_path / "run")
+    assert found["classes"] == ["abnormal", "acl", "meniscus"] and found["train"]["samples"] > 20
