@@ -33,7 +33,7 @@ def shifted_inside(
 ) -> tuple[Array, ...]:
     """`arrays` moved the least that gets `mask_HW` as far into the new head as it was in its own.
 
-    Or as far as it can be; what leaves the image is lost.
+    Or as far as it can be with all of it in the image.
     """
     down, right = least_shift(mask_HW, head_of(grey_of_HW), head_of(grey_into_HW))
     return tuple(moved(array, down, right) for array in arrays)
@@ -50,8 +50,12 @@ def least_shift(mask_HW: Mask, head_HW: Mask, into_HW: Mask) -> tuple[int, int]:
     inside = np.rint(np.fft.irfft2(product, size)).astype(np.int64)
     down = np.fft.fftfreq(size[0], 1 / size[0])[:, None]
     right = np.fft.fftfreq(size[1], 1 / size[1])[None]
-    enough = min(int((mask_HW & head_HW).sum()), int(inside.max()))
-    far = np.where(inside >= enough, down**2 + right**2, np.inf)
+    # None of the mask may leave the image: its area must tell nothing.
+    rows, columns = (np.flatnonzero(mask_HW.any(axis)) for axis in (1, 0))
+    stays = (down >= -rows[0]) & (down < height - rows[-1])
+    stays = stays & (right >= -columns[0]) & (right < width - columns[-1])
+    enough = min(int((mask_HW & head_HW).sum()), int(inside[stays].max()))
+    far = np.where(stays & (inside >= enough), down**2 + right**2, np.inf)
     at = np.unravel_index(int(far.argmin()), far.shape)
     return int(down[at[0], 0]), int(right[0, at[1]])
 

@@ -40,6 +40,13 @@ def test_a_mask_moves_the_least_that_brings_it_as_far_inside_as_it_was():
     for other in ((down - 1, right), (down, right + 1)):
         moved = shift.moved(mask, *other)
         assert (moved & (small == 0)).any(), "a smaller shift would not do"
+    edge = shift.least_shift(
+        square(top=8, left=27, side=5), shift.head_of(wide), disc(right=-9) > 0
+    )
+    assert edge[1] < 0, "towards the other head"
+    corner, ring = square(top=0, left=0, side=20), disc(radius=5, down=-14, right=-14)
+    (kept,) = shift.shifted_inside(corner, (corner,), np.ones((32, 32)), ring)
+    assert kept.sum() == corner.sum(), "none of a mask leaves the image"
     outside = square(top=0, left=0)
     assert shift.least_shift(outside, shift.head_of(wide), shift.head_of(small)) == (0, 0), (
         "what was outside of its own head need not be inside of another"
