@@ -16,6 +16,7 @@ from scipy import special
 from jobs._gradcam_data import Pixels
 from jobs.gradcam import GradcamJob
 from medray.dist.context import local
+from medray.errors import Stopped
 from medray.records import Batch
 from medray.train import targets, validation
 from medray.train.classifier import ClassifierTraining
@@ -58,18 +59,38 @@ def trained(
 ) -> npt.NDArray[np.float64]:
     """Trains on `train`, keeps what is best on `choose`; probabilities of `test`, (N, K)."""
     training = _training(config, wanted, train, seed)
+    try:
+        return _run(config, wanted, training, train, choose, test, seed)
+    finally:
+        training.context.close()
+
+
+def _run(
+    config: GradcamJob,
+    wanted: Targets,
+    training: ClassifierTraining,
+    train: Part,
+    choose: Part,
+    test: Part,
+    seed: int,
+) -> npt.NDArray[np.float64]:
     total = max(BATCH, config.arm_images // BATCH * BATCH)
     look = max(BATCH, total // LOOKS // BATCH * BATCH)
     batches, truth_NK = _Batches(train, wanted, seed), choose.truth(len(wanted.classes))
     for images in range(0, total, BATCH):
         training.step(batches.next(BATCH), images)
         done = images + BATCH
+        # While a context is open, SIGTERM is a wish that somebody must ask for.
+        if reason := training.context.stop_reason():
+            raise Stopped(
+                f"stopped in a training of an arm ({reason}); finished ones are saved",
+                hint="run the same command again to go on",
+            )
         if done % look == 0 or done == total:
             logits_NK = _logits(training, choose.images_NCHW)
             training.keep_if_best(validation.balanced_log_loss(logits_NK, truth_NK, wanted), done)
     training.take_best()
     said_NK = special.softmax(_logits(training, test.images_NCHW), axis=1)
-    training.context.close()
     return np.asarray(said_NK, np.float64)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,9 +13,11 @@ import pytest
 
 from jobs import _gradcam_arms as arms
 from jobs import _gradcam_shift as shift
+from jobs import _gradcam_train as train
 from jobs import _gradcam_verdict as verdicts
-from jobs.gradcam import ARMS, main
-from medray.errors import DataError
+from jobs.gradcam import ARMS, GradcamJob, main
+from medray.errors import DataError, Stopped
+from medray.train.targets import Targets
 from tests.jobs import gradcam_sets as sets
 
 
@@ -172,6 +176,27 @@ def test_dark_regions_carry_information_only_where_they_beat_chance_and_their_ma
     assert "not blind to the class" in found["words"][1]
     assert [row[0] for row in found["rows"]] == ["(a) original", "(c) heat removed"]
     assert found["figures"]["removed-binary"]["minus_original"]["high"] < 0.05
+
+
+def test_sigterm_in_a_training_is_heard_and_the_old_handler_comes_back():
+    every = np.stack([sample.image[None] for sample in sets.samples(16, "train")])
+    part = train.Part(every, np.arange(16) // 2 % 2)
+    flags = {"classifier": "c", "data": "d", "out": "o", "arm_images": 3200, "arm_px": 16}
+    config = GradcamJob(**flags, arm_width=8)
+    before, steps = signal.getsignal(signal.SIGTERM), []
+    plain = train._Batches.next
+
+    def third_is_the_last(batches, count):
+        steps.append(count)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(batches, count)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(train._Batches, "next", third_is_the_last)
+        train.trained(config, Targets(sets.CLASSES, False), part, part, part, seed=0)
+    assert len(steps) == 3 and stopped.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # --- the job -------------------------------------------------------------------------------------
