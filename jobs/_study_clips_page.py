@@ -96,7 +96,8 @@ def gathered(made: Plan) -> Said:
         for share, arm in kinds:
             by_fold = [_of_fold(part, share, arm, names) for part in parts]
             scores[mode, share, arm] = np.concatenate(by_fold, axis=1)
-    return Said(Asked(np.concatenate(truth), patients, names), scores)
+    fold_N = tuple(fold for fold, part in enumerate(folds) for _ in part["patients"])
+    return Said(Asked(np.concatenate(truth), patients, names, fold_N), scores)
 
 
 def _predictions(made: Plan, mode: str, fold: int) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 Patients and seeds are drawn again together, the same ones for both arms (`verdict.Resamples`). The
 mean is over the findings that have both kinds of row; a resample that lacks a kind of one of them
-says nothing of that figure.
+says nothing of that figure. Positives are compared with negatives of their own outer fold: each
+fold has classifiers of its own, and one that was trained on fewer positives, because more of them
+are in its test fold, says lower probabilities there: over all folds chance would be below 0.5.
 
 Shape letters: S seeds, N test clips, K findings, B resamples.
 """
@@ -38,6 +40,8 @@ class Asked:
     truth_NK: NDArray[np.int8]
     patients: tuple[str, ...]
     findings: tuple[str, ...]
+    # Of each clip the outer fold: clips are compared within a fold alone (none: all in one).
+    folds: tuple[int, ...] = ()
 
     @property
     def defined_K(self) -> Numbers:
@@ -81,6 +85,8 @@ class Judge:
 
     def __init__(self, asked: Asked, seeds: int, *, draws: int, seed: int) -> None:
         self.asked = asked
+        fold_N = np.asarray(asked.folds or (0,) * len(asked.patients))
+        self._parts = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
         self._drawn = Resamples.of(asked.patients, seeds, draws, seed)
 
     def values(self, scores_SNK: Floats) -> dict[str, Floats]:
@@ -88,7 +94,7 @@ class Judge:
         truth_NK, names = self.asked.truth_NK, self.asked.findings
         found = {}
         for k, name in enumerate(names):
-            score = _auroc_of(k, truth_NK[:, k : k + 1])
+            score = _auroc_of(k, truth_NK[:, k : k + 1], self._parts)
             found[name] = values_of(score, scores_SNK, self._drawn)
         defined = [found[names[k]] for k in self.asked.defined_K.tolist()]
         nothing = np.full(len(next(iter(found.values()))), np.nan)
@@ -113,11 +119,20 @@ class Judge:
         return Contrast(*names, say(names, apart[MACRO], corrected), apart, corrected, level)
 
 
-def _auroc_of(k: int, truth_N1: NDArray[np.int8]) -> Scores:
+def _auroc_of(k: int, truth_N1: NDArray[np.int8], parts: Sequence[Numbers]) -> Scores:
+    """The share of pairs of a fold, over all folds, that are in the right order; ties half."""
+
     def score(counts_BN: Floats, scores_NK: Floats) -> Floats:
-        found_B1 = weighted.finding_aurocs(counts_BN, scores_NK[:, k : k + 1], truth_N1)
-        first_B: Floats = found_B1[:, 0]
-        return first_B
+        wins_B, pairs_B = np.zeros(len(counts_BN)), np.zeros(len(counts_BN))
+        for rows in parts:
+            counts, truth = counts_BN[:, rows], truth_N1[rows]
+            found_B = weighted.finding_aurocs(counts, scores_NK[rows, k : k + 1], truth)[:, 0]
+            of_fold_B = (counts * (truth[:, 0] == 1)).sum(1) * (counts * (truth[:, 0] == 0)).sum(1)
+            wins_B += np.where(of_fold_B > 0, found_B * of_fold_B, 0)
+            pairs_B += of_fold_B
+        with np.errstate(invalid="ignore", divide="ignore"):
+            auroc_B: Floats = np.where(pairs_B > 0, wins_B / pairs_B, np.nan)
+        return auroc_B
 
     return score
 

@@ -52,6 +52,24 @@ def test_the_mean_is_over_the_findings_that_have_an_auc_and_the_rarest_is_named(
     assert low is not None and high is not None and low < np.mean(each) < high
 
 
+def test_clips_are_compared_within_their_fold_alone() -> None:
+    """Folds whose positives are many say low probabilities: over all folds that looks like an
+    order, and it is none."""
+    generator = np.random.default_rng(2)
+    rates = np.repeat((0.2, 0.4, 0.6, 0.8), 200)
+    truth_NK = (generator.random((800, 1)) < rates[:, None]).astype(np.int8)
+    said_SNK = (1 - rates[:, None] + 1e-3 * generator.random((800, 1)))[None]
+    patients, folds = tuple(map(str, range(800))), tuple(np.repeat(range(4), 200).tolist())
+    found = []
+    for of_folds in ((), folds):
+        judge = Judge(Asked(truth_NK, patients, ("one",), of_folds), 1, draws=20, seed=0)
+        found.append(judge.values(said_SNK)["macro"][0])
+    assert found[0] < 0.35 and abs(found[1] - 0.5) < 0.06
+    knows_SNK = said_SNK + 0.01 * truth_NK
+    judge = Judge(Asked(truth_NK, patients, ("one",), folds), 1, draws=20, seed=0)
+    assert judge.values(knows_SNK)["macro"][0] == 1
+
+
 def test_a_stronger_arm_is_told_and_an_equal_one_is_not() -> None:
     of = asked()
     judge = Judge(of, 3, draws=400, seed=0)
