@@ -54,6 +54,8 @@ HOMES = {
     "webdataset": {"medray/shards", "medray/stream", "jobs/_bench_stream.py"},
     "pydicom": {"medray/images"},
     "nibabel": {"medray/images"},
+    "highdicom": {"medray/images"},
+    "sqlalchemy": {"serve/readers"},
 }
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 400
