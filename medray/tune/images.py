@@ -9,6 +9,7 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from scipy import special
 
 from medray import rng
-from medray.errors import DataError
+from medray.errors import DataError, Stopped
 from medray.stream import Fact, Roster, Source
 from medray.train import fraction, mixture, targets
 from medray.train.targets import Targets
@@ -189,17 +190,22 @@ class ImageTrials:
             boundary = int(total * settings["share"]) // config.batch * config.batch
             stream = mixture.Staged(parts[0].stream(**named), boundary, stream)
         truth_NK = self.task.of(self.val.facts)
-        with stream as batches:
+        with contextlib.closing(training.context), stream as batches:
             for images in range(0, total, config.batch):
                 training.step(batches.next(config.batch), images)
                 done = images + config.batch
+                # While a context is open, SIGTERM is a wish that somebody must ask for.
+                if reason := training.context.stop_reason():
+                    raise Stopped(
+                        f"stopped in a trial ({reason}); finished ones are saved",
+                        hint="run the same command again to go on",
+                    )
                 if done > boundary and (done // look > images // look or done == total):
                     logits_NK = validation.logits_of(
                         training.average, self.val.roster, self.val.facts, training.context.device
                     )
                     loss = validation.balanced_log_loss(logits_NK, truth_NK, self.task)
                     training.keep_if_best(loss, done)
-        training.context.close()
         return training.take_best()
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from medray.errors import Stopped
 from medray.tune.cells import Cell
 from medray.tune.search import COMPLETE, FAILED, STOPPED, Record, Searches, State, Trial
 from medray.tune.spaces import Settings
@@ -67,6 +68,9 @@ def run_here(trials: Trials, searches: Searches, told: Told) -> None:
                 if trial.given_up(scores):
                     break
             record = ended(trial, scores)
+        except Stopped:
+            # Asked to stop, this trial is not told: the next run begins it again.
+            raise
         except Exception as error:
             record = crashed(trial, scores, short(error))
         searches.take(trial.cell, record)

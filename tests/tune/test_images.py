@@ -1,13 +1,19 @@
 """Trials on images: arms differ in what a training sees, at the same number of images."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from medray import phantoms, shards
+from medray.errors import Stopped
 from medray.stream import Roster, Source
 from medray.train import mixture
 from medray.tune.cells import Cell
 from medray.tune.images import ImageTrials, rows_of
+from medray.tune.trial import run_here
+from tests.tune.toys import searches
 
 SETTINGS = {"lr": 1e-3, "weight_decay": 0.05, "augment": 1.0}
 SMALL = {"size_px": 16, "width": 8, "total_images": 64, "batch": 16}
@@ -52,6 +58,24 @@ def test_every_arm_trains_on_as_many_images_and_predicts(sets, arm, monkeypatch)
     said_NK = made.predict(cell, weights, test)
     assert said_NK.shape == (len(test.keys), len(made.task.classes))
     assert np.allclose(said_NK.sum(1), 1, atol=1e-5)
+
+
+def test_sigterm_in_a_training_stops_the_search_and_no_trial_is_recorded(sets, monkeypatch):
+    from medray.train.classifier import ClassifierTraining
+
+    step = ClassifierTraining.step
+
+    def terminated(self, batch, images):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, images)
+
+    before, told = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(ClassifierTraining, "step", terminated)
+    made = trials(sets)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run_here(made, searches(made, arms=("none",)), lambda trial, record: told.append(record))
+    assert not told
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_pre_training_reads_the_archive_first_and_the_real_images_then(sets):
