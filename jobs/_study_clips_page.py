@@ -228,7 +228,10 @@ def _notes(said: Said) -> str:
     )
     return (
         f"{len(said.asked.patients)} clips, each in one of {FOLDS} outer folds; {counts}. Encoders "
-        "by jigsaw saw all frames of a fold's training patients without labels, at every fraction."
+        "by jigsaw saw all frames of a fold's training patients without labels, at every fraction. "
+        "AUC compares clips within an outer fold. The head on the encoders (cells, pooling, steps) "
+        "was settled while looking at outer folds of these patients with a preliminary encoder: "
+        "differences are exploratory."
     )
 
 

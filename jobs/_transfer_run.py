@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SCHEMA = "medray.transfer/1"
 SUMMARY, PREDICTIONS, FITS = "summary.json", "predictions.json", "fits"
 INNER = 3
-# Chosen on inner validation (jobs/LOG.md).
+# FROZEN was settled while looking at outer test folds of LGG with a preliminary encoder by jigsaw
+# and a random one, not on validation; TUNED was not searched (jobs/LOG.md).
 FROZEN: dict[str, Any] = {"batch": 16, "lr": 3e-3, "ema_half_life_images": 100, "units": 8}
 TUNED: dict[str, Any] = {"batch": 8, "lr": 1e-3, "ema_half_life_images": 40, "units": 8}
 

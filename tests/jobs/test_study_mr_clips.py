@@ -110,5 +110,5 @@ def test_its_page_says_which_encoder_is_better_and_what_it_resolves(
     text = (tmp_path / "tables.md").read_text()
     assert "rarest: parietal" in text and "| jigsaw minus supervised |" in text
     assert "150 clips, each in one of 5 outer folds; right" in text
-    assert "without labels, at every fraction" in text
+    assert "without labels, at every fraction" in text and "are exploratory" in text
     assert (tmp_path / "report.html").read_text().count("data:image/png") == 1
