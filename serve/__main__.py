@@ -45,6 +45,7 @@ def _serve(args: Args) -> int:
     from serve import door, gate
     from serve.in_process import InProcess
 
+    door.check_port(args)
     services = InProcess(args)
     server = door.server(gate.front(services), args)
     socket = door.listening(args.host, args.port)

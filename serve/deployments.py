@@ -280,8 +280,16 @@ class Gate:
 def bound(args: Args) -> Any:
     """The application of these settings."""
     settings = args.model_dump(mode="json")
-    drain = {"graceful_shutdown_timeout_s": args.drain_s + 10, "graceful_shutdown_wait_loop_s": 0.2}
-    quick = {"health_check_period_s": 2, "health_check_timeout_s": 15}
+    drain: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": args.drain_s + 10,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+    quick: dict[str, Any] = {
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 15,
+        # Not a line for every call, and none of what callers send.
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
+    }
     shared = serve.deployment(
         SharedReplica, name="Shared", num_replicas=1, max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0}, **quick,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -32,6 +33,7 @@ HEAD_ANSWER = (
     % (MEDIA_TYPE.encode(), len(HEAD_PROBLEM), HEAD_PROBLEM)
 )
 BACKLOG = 2048
+ASK_S = 2.0
 START_S = 600.0
 T = TypeVar("T")
 
@@ -127,6 +129,28 @@ class Guarded(HttpToolsProtocol):
             self.transport.close()
 
 
+def check_port(args: Args) -> None:
+    """ResourceError where somebody else listens: the kernel would deal callers out to both."""
+    if not args.port:
+        return
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(args.host, args.host)
+    asked = http.client.HTTPConnection(host, args.port, timeout=ASK_S)
+    try:
+        asked.request("GET", "/livez")
+        service = asked.getresponse().getheader("x-medray-service")
+    except ConnectionRefusedError:
+        return
+    except (OSError, http.client.HTTPException):
+        service = None
+    finally:
+        asked.close()
+    if service != args.service:
+        raise ResourceError(
+            f"{args.host}:{args.port} is another service's",
+            hint="give another port; gates of one service have the same state_dir",
+        )
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket that other doors of this machine may share; ResourceError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -202,6 +226,8 @@ class Door:
         self._server = server(self.app, self._args)
         host = self._args.host if self._args.door else "127.0.0.1"
         # Without a door of its own the loop and the lifespan are still uvicorn's.
+        if self._args.door:
+            await asyncio.to_thread(check_port, self._args)
         sockets = [listening(host, self._args.port)] if self._args.door else []
         self.port = sockets[0].getsockname()[1] if sockets else 0
         opened = asyncio.ensure_future(self._opened())

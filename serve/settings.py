@@ -5,6 +5,7 @@ No Ray, no torch and no HTTP here.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from dataclasses import replace
 from typing import Literal
@@ -112,6 +113,11 @@ class Args(Frozen):
         roots = tuple(absolute(root) for root in self.model_roots)
         update = {name: absolute(url) for name, url in told.items()}
         return self.model_copy(update={**update, "models": models, "model_roots": roots})
+
+    @property
+    def service(self) -> str:
+        """What tells this service's gates from those of another one on this machine."""
+        return hashlib.sha256(absolute(self.state_dir).encode()).hexdigest()[:16]
 
     def joined(self, op: str) -> int:
         """Most images that are computed at once for an operation."""

@@ -13,6 +13,7 @@ from serve.metrics import text
 from serve.problems import busy
 from serve.services import Services
 
+SERVICE = "x-medray-service"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -53,7 +54,8 @@ def router(services: Services) -> APIRouter:
     made.routes.insert(0, Route("/v1/ping", quick_ping, methods=["POST"]))
 
     @made.get("/livez", summary="Whether the process answers")
-    async def livez() -> State:
+    async def livez(response: Response) -> State:
+        response.headers[SERVICE] = services.args.service
         return State(state="live")
 
     @made.get("/readyz", summary="Whether the models are loaded")

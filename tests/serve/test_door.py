@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from serve import keys
+from medray.errors import ResourceError
+from serve import door, keys
 from serve.__main__ import main
 from tests.archive.made_parts import make_generator
 from tests.serve.fakes import GENERATE, args, one, opened, slow
@@ -138,6 +139,21 @@ def test_what_is_not_http_is_answered_and_ended(tmp_path: Path, connected: Conne
             made.close()
 
 
+def test_a_port_of_another_service_is_refused_and_one_of_the_same_is_shared(
+    tmp_path: Path,
+) -> None:
+    with opened(args(tmp_path)) as (port, tokens):
+        with pytest.raises(ResourceError, match="another service"):
+            door.check_port(args(tmp_path / "elsewhere", port=port))
+        with opened(args(tmp_path, port=port)) as (shared, _):
+            assert shared == port
+            door.check_port(args(tmp_path, port=port))
+        assert asked(port, tokens["maker"]) == 200
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(ResourceError):
+            door.check_port(args(tmp_path, port=other.getsockname()[1]))
+
+
 def test_a_closing_door_answers_what_is_under_way(tmp_path: Path) -> None:
     statuses: list[int] = []
     with opened(args(tmp_path), load=slow(0.3)) as (port, tokens):
@@ -179,7 +195,14 @@ def test_sigterm_drains_the_process_and_no_accepted_request_fails(tmp_path: Path
     keys.write(tmp_path / "keys.json", [key])
     words = [f"generator={tmp_path / 'generator'}", f"keys={tmp_path / 'keys.json'}", "port=0"]
     command = [sys.executable, "-m", "serve", *words, f"state_dir={tmp_path / 'state'}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _drain(process, token)
+        finally:
+            process.kill()
+
+
+def _drain(process: subprocess.Popen[str], token: str) -> None:
     assert process.stderr is not None
     port = int(process.stderr.readline().rpartition(":")[2])
     _wait_ready(port)
@@ -191,13 +214,14 @@ def test_sigterm_drains_the_process_and_no_accepted_request_fails(tmp_path: Path
     ]
     for thread in threads:
         thread.start()
-    time.sleep(1.0)
+    until_s = time.monotonic() + 60
+    while len(told) < 24 and time.monotonic() < until_s:
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     stop.set()
     for thread in threads:
         thread.join()
-    process.stderr.close()
     assert len(told) > 8
     # The kernel may have taken a connection that the process never did.
     answered = [what for what in told if isinstance(what, int)]
@@ -206,13 +230,14 @@ def test_sigterm_drains_the_process_and_no_accepted_request_fails(tmp_path: Path
 
 
 def _wait_ready(port: int) -> None:
-    for _ in range(300):
+    until_s = time.monotonic() + 120
+    while time.monotonic() < until_s:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
             connection.request("GET", "/readyz")
             if connection.getresponse().status == 200:
                 return
-        except ConnectionError:
+        except OSError:
             pass
         finally:
             connection.close()
