@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDRAY_CACHE_DIR", str(folder / "cache"))
-        arguments = [*SMALL, "--phantom-images", "300", "--total-images", "64"]
+        arguments = [*SMALL, "--phantom-images", "200", "--total-images", "64"]
         assert classify.main([*arguments, "--run-dir", str(folder / "run")]) == 0
     return folder / "run"
 

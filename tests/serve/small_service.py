@@ -69,7 +69,7 @@ def _make_classifier(folder: Path, familiar: bool) -> None:
     sha256 = save_network(Store(folder), "classifier", network.state_dict(), about, "a test")
     if familiar:
         loaded, _ = load_classifier(str(folder))
-        fitted = ood.fit(_rows(loaded, chest(0, 300)), _rows(loaded, chest(300, 300)), sha256)
+        fitted = ood.fit(_rows(loaded, chest(0, 200)), _rows(loaded, chest(200, 200)), sha256)
         fitted.save(Store(folder))
 
 
