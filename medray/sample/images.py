@@ -90,8 +90,8 @@ class Renderer:
         padded_ND = np.zeros((self.batch, self.dims), np.float32)
         padded_ND[: len(latents_ND)] = latents_ND
         with self._exact():
-            made = self._generator(torch.from_numpy(padded_ND).to(self.device), self.px, 1.0)
-        made = made[: len(latents_ND)].float()
+            padded = self._generator(torch.from_numpy(padded_ND).to(self.device), self.px, 1.0)
+        made: Tensor = padded[: len(latents_ND)].float()
         if not torch.isfinite(made).all():
             raise DataError(
                 "the generator gave values that are not finite; nothing of them is kept",
@@ -99,7 +99,8 @@ class Renderer:
                 where=f"generator {self.generator_sha256[:12]}",
                 hint="take an earlier checkpoint of its run: these weights are broken",
             )
-        return made[:, 0] if self.channels == 1 else made.permute(0, 2, 3, 1)
+        images: Tensor = made[:, 0] if self.channels == 1 else made.permute(0, 2, 3, 1)
+        return images
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
