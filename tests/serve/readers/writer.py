@@ -1,7 +1,8 @@
-"""A process that answers as fast as it can and says after each what was acknowledged."""
+"""Processes that answer as fast as they can and say after each what was acknowledged."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 from serve.readers.store import Answer, Reader, Store, Study
@@ -37,11 +38,24 @@ def answer(reader: Reader, number: int, token: str = "", **named: object) -> Ans
     return Answer(**{**plain, **named})  # type: ignore[arg-type]
 
 
-def main() -> None:
-    store, reader = opened(sys.argv[1], 10)
+def write(url: str) -> None:
+    """Answers until it is killed; each that was acknowledged goes to stdout, at once."""
+    store, reader = opened(url, 10)
     for number in range(len(store.answers(reader.id)), 100_000):
         store.add_answer(answer(reader, number), None, final=False)
-        print(number, flush=True)
+        os.write(1, b"%d\n" % number)
+
+
+def main() -> None:
+    """For each line of stdin a fresh child that writes; its id first, `end` when it is gone."""
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            write(sys.argv[1])
+            os._exit(1)
+        os.write(1, b"child %d\n" % child)
+        os.waitpid(child, 0)
+        os.write(1, b"end\n")
 
 
 if __name__ == "__main__":
