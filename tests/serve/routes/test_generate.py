@@ -17,6 +17,7 @@ from medray.sample.images import Renderer
 from medray.sample.latents import LatentModel
 from medray.store import Store
 from medray.stream import Source, Stream
+from serve.records import ModelSpec
 from tests.serve.small_service import CLASSES, running
 
 PATH = "/v1/images/generations"
@@ -187,3 +188,26 @@ def test_a_quota_counts_images_and_gives_back_those_not_made(service):
     assert "8 images asked" in refused.json()["detail"]
     assert service.post(PATH, "scarce", json={**asked, "model": "none"}).status_code == 404
     assert service.post(PATH, "scarce", json={**asked, "n": 2}).status_code == 200
+
+
+def test_a_model_that_is_replaced_meanwhile_ends_the_answers_that_it_began(
+    small_models, tmp_path, monkeypatch
+):
+    asked = {"class": "clear", "model": "generator", "n": 200, "format": "tar"}
+    with running(small_models, tmp_path) as service:
+        whole = made(service, **asked)
+        generate, calls = service.services.generate, []
+
+        async def replacing(model, orders, format):
+            found = await generate(model, orders, format)
+            if not calls:
+                spec = ModelSpec("generator", small_models.plain)
+                version = await service.services._loaded("generator", spec)
+                service.services.registry.put("generator", version, 1.0)
+            calls.append(len(orders))
+            return found
+
+        monkeypatch.setattr(service.services, "generate", replacing)
+        assert made(service, **asked).content == whole.content and len(calls) == 4
+        new = made(service, model="generator")
+        assert new.headers["x-medray-model"] != whole.headers["x-medray-model"]
