@@ -82,7 +82,13 @@ def make(config: ReaderStudyJob) -> None:
             log.event("complete", f"{config.out} is complete: nothing to do")
             return
         _write(store, config, rosters, chosen, _out.plan_hash(facts))
-    log.event("made", f"a study of {config.images} images is in {config.out}", out=config.out)
+    folder, _, name = store.url.rpartition("/")
+    log.event(
+        "made",
+        f"a study of {config.images} images is in {config.out}; a service with studies={folder} "
+        f"shows it: begin {name!r} on its page /studies",
+        out=config.out,
+    )
 
 
 def _roster(url: str, split: str, kind: int) -> Roster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 
 import numpy as np
@@ -393,6 +394,27 @@ def test_size_type_and_time_of_an_image_tell_nothing_of_its_kind(service) -> Non
             seconds.append(time.perf_counter() - start)
             kinds.append(truth[item].answer)
     assert 0.45 <= auroc(np.array(seconds), np.array(kinds)) <= 0.55
+
+
+def test_fifty_readers_at_once_are_all_served_and_every_answer_is_kept(service) -> None:
+    tokens, wrong = begin(service, "long", *(f"reader {n}" for n in range(50))), []
+
+    def read(token: str) -> None:
+        client = logged_in(service, token)
+        for item in client.get("/v1/studies/long/items").json()["items"][:3]:
+            seen = client.get(f"/v1/studies/long/items/{item['item']}/images/0")
+            saved = client.post("/v1/studies/long/answers", json=body(item["item"]))
+            if (seen.status_code, saved.status_code) != (200, 201):
+                wrong.append((seen.status_code, saved.text))
+
+    threads = [threading.Thread(target=read, args=(token,)) for token in tokens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    told = service.admin.get("/v1/studies/long/progress").json()["readers"]
+    assert [r["answered"] for r in told if r["name"].startswith("reader ")] == [3] * 50
 
 
 def test_on_a_full_disk_answers_are_503_and_reading_goes_on(service) -> None:
