@@ -91,10 +91,12 @@ export class Reading {
     this.items = items;
   }
 
+  // Answered here, whether it is saved yet or still on its way.
+  done(item) { return Boolean(item.answer) || this.queue.waitsFor(item.item); }
+
   open(from) {
-    const done = (item) => item.answer || this.queue.waitsFor(item.item);
-    const after = this.items.findIndex((item, n) => n >= from && !done(item));
-    return after >= 0 ? after : this.items.findIndex((item) => !done(item));
+    const after = this.items.findIndex((item, n) => n >= from && !this.done(item));
+    return after >= 0 ? after : this.items.findIndex((item) => !this.done(item));
   }
 
   async start() {
@@ -103,10 +105,10 @@ export class Reading {
     $("#status").textContent = "";
     if (this.reader.finished) { this.panel("finished"); return; }
     this.panel("welcome");
-    this.queue.flush();
-    const left = this.items.filter((item) => !item.answer).length;
+    const left = this.items.filter((item) => !this.done(item)).length;
     $("#begin").textContent = left === this.items.length ? "Begin" : `Go on: ${left} of ${this.items.length} left`;
     $("#begin").focus();
+    this.queue.flush();
   }
 
   panel(name) { for (const other of ["welcome", "case", "done", "finished"]) $(`#${other}`).hidden = other !== name; }
@@ -162,7 +164,7 @@ export class Reading {
 
   ahead() {
     for (let n = 0, at = this.at; n < AHEAD; n++) {
-      at = this.items.findIndex((item, number) => number > at && !item.answer);
+      at = this.items.findIndex((item, number) => number > at && !this.done(item));
       if (at < 0) return;
       this.pixels(this.items[at]).catch(() => {});
     }
