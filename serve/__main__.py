@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from medray import log
 from medray.errors import MedrayError, UsageError
+from serve.problems import Problem
 from serve.settings import Args, parsed
 
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MedrayError as error:
         log.error("failed", str(error), exit_code=error.exit_code)
         return error.exit_code
+    except Problem as problem:
+        log.error("failed", problem.text, exit_code=UsageError.exit_code)
+        return UsageError.exit_code
 
 
 def _serve(args: Args) -> int:
@@ -47,14 +51,21 @@ def _serve(args: Args) -> int:
 
     door.check_port(args)
     services = InProcess(args)
-    server = door.server(gate.front(services), args)
+    front = gate.front(services)
+    server = door.server(front, args)
     socket = door.listening(args.host, args.port)
     host, port = socket.getsockname()[:2]
     log.event("listening", f"http://{host}:{port}{args.root_path}", port=port)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains at a signal, and raises it again when that is done: then it is over.
         signal.signal(number, lambda *_: None)
-    server.run([socket])
+    try:
+        server.run([socket])
+    finally:
+        socket.close()
+        # uvicorn leaves by SystemExit where a start failed.
+        if front.failure is not None:
+            raise front.failure
     return 0
 
 

@@ -235,6 +235,10 @@ class Door:
             await self._server.serve(sockets)
         finally:
             opened.cancel()
+            for one in sockets:
+                one.close()
+            if (failure := getattr(self.app, "failure", None)) is not None:
+                raise failure
 
     async def _opened(self) -> None:
         while not (self._server and self._server.started):

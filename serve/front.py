@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from medray import log
+from medray.errors import MedrayError
 from serve import keys
 from serve.problems import MEDIA_TYPE, Problem, busy, internal, shown
 from serve.registry import PINS
@@ -160,10 +161,12 @@ class Front:
         # Every gate's ids differ from every other's.
         self._numbers = itertools.count()
         self._boot = secrets.token_hex(5)
+        # What kept the service from starting.
+        self.failure: MedrayError | Problem | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self._live(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1002})
@@ -180,6 +183,17 @@ class Front:
         finally:
             self.running -= 1
             self._count(scope, passage, time.perf_counter() - started_s)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The service's begin and end; a failure that has a name is kept, without a trace."""
+
+        async def told(message: Message) -> None:
+            await send({**message, "message": ""} if "message" in message else message)
+
+        try:
+            await self.app(scope, receive, told)
+        except (MedrayError, Problem) as failure:
+            self.failure = failure
 
     async def _pass(self, scope: Scope, head: _Head, passage: _Passage) -> None:
         try:

@@ -31,6 +31,11 @@ class Problem(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return (Problem, (self.status, self.code, self.detail, self.hint, self.headers))
 
+    @property
+    def text(self) -> str:
+        """What a person who started the service reads."""
+        return f"{self.detail}\n  fix: {self.hint}" if self.hint else self.detail
+
     def body(self, request_id: str | None = None) -> bytes:
         """The JSON text."""
         fields: dict[str, Any] = {

@@ -64,9 +64,7 @@ def test_what_an_installation_may_take_without_the_pins_is_not_known_to_be_bad_e
         lowest = next(Version(s.version) for s in requirement.specifier if s.operator == ">=")
         if name in floors and lowest < Version(str(floors[name])):
             low.append(f"{name}>={lowest}, known to be bad below {floors[name]}")
-    # To be raised with the next change of pyproject.toml.
-    late = ("pillow>=11,", "python-multipart>=0.0.20,")
-    assert [one for one in low if not one.startswith(late)] == []
+    assert low == []
 
 
 @pytest.mark.parametrize("entry", advisories()["open"], ids=lambda entry: entry["package"])

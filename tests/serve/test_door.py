@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 
 from medray.errors import ResourceError
-from serve import door, keys
+from serve import door, gate, keys
 from serve.__main__ import main
+from serve.in_process import InProcess
+from serve.problems import Problem
+from serve.settings import Args
 from tests.archive.made_parts import make_generator
 from tests.serve.fakes import GENERATE, args, one, opened, slow
 
@@ -254,3 +257,27 @@ def test_settings_that_cannot_be_end_the_process_with_2(
     assert main([word, f"state_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert word.partition("=")[0] in said and len(said.splitlines()) < 15
+
+
+def test_a_model_that_is_not_there_ends_the_process_with_2_and_no_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "absent"
+    words = [f"generator={absent}", f"state_dir={tmp_path}", "port=0"]
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        assert main(words) == 2
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    said = capsys.readouterr().err
+    assert f"{absent} holds no generator" in said and "Traceback" not in said
+
+
+def test_a_door_whose_service_cannot_start_says_so(tmp_path: Path) -> None:
+    args = Args(generator=str(tmp_path / "absent"), state_dir=str(tmp_path), port=0)
+    with (
+        pytest.raises(Problem, match="holds no generator"),
+        door.opened(lambda: gate.front(InProcess(args)), args),
+    ):
+        pass
