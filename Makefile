@@ -7,7 +7,7 @@ SUITE ?= all
 CHAOS_MINUTES ?= 60
 STAMP = $(VENV)/.medray-installed
 
-.PHONY: setup run test check bench chaos clean models models-all studies
+.PHONY: setup run test browser check bench chaos clean models models-all studies
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q
+
+# The page in headless Chromium (Debian's package); without it these tests skip and say so.
+browser: setup
+	$(BIN)/python -m pytest -m "browser and not chaos" -q
 
 chaos: setup
 	CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m "chaos and not gpu" -q
@@ -95,7 +99,7 @@ $(eval $(call MODEL_RULES,brain,brain_lgg_flair,lgg64,$(BRAIN_CLASSES)))
 
 # --- make studies: from the published sets to tables, hours on 2 cores; goes on where it stopped ---
 
-STUDIES ?= brain-grade lung-signs brain-classes chest
+STUDIES ?= brain-grade lung-signs brain-classes chest mr-clips gradcam
 STUDY_FLAGS ?=
 
 studies: setup
