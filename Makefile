@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SUITE ?= all
+# Files of tests side by side.
+TEST_WORKERS ?= 2
 # Chaos tests that would begin later are skipped, and say so.
 CHAOS_MINUTES ?= 60
 STAMP = $(VENV)/.medray-installed
@@ -22,7 +24,7 @@ run: setup
 	$(BIN)/medray local pggan --config jobs/configs/quickstart.yaml --run-dir runs/quickstart --resume
 
 test: setup
-	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q
+	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q -n $(TEST_WORKERS) --dist loadfile
 
 # The page in headless Chromium (Debian's package); without it these tests skip and say so.
 browser: setup
