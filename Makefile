@@ -24,7 +24,8 @@ run: setup
 	$(BIN)/medray local pggan --config jobs/configs/quickstart.yaml --run-dir runs/quickstart --resume
 
 test: setup
-	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not chaos and not gpu and not browser" -q \
+	  -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The page in headless Chromium (Debian's package); without it these tests skip and say so.
 browser: setup

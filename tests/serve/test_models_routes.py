@@ -33,11 +33,12 @@ def test_fifty_swaps_under_load_fail_nothing_and_each_answer_is_of_one_version(
             stop, statuses, made_by = False, Counter[int](), Counter[str]()
 
             async def caller(number: int) -> None:
-                index = number * 100_000
+                index = (number + 1) * 100_000
                 while not stop:
                     index += 20
                     answer = await ask("POST", GENERATE, "maker", json=one(index, n=20))
                     statuses[answer.status_code] += 1
+                    assert answer.status_code == 200, answer.text
                     versions = {
                         line.split(b":")[1]
                         for line in answer.content.split(b"\r\n")
