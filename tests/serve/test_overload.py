@@ -1,4 +1,4 @@
-"""Ten times what it can do: the rest is refused at once, what is accepted comes in time."""
+"""Three times what it can do: the rest is refused at once, what is accepted comes in time."""
 
 from __future__ import annotations
 
