@@ -125,35 +125,30 @@ def matrix_png(counts_KK: Sequence[Sequence[int]], names: Sequence[str]) -> byte
 def reliability_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
     """Probabilities said (x) against shares that were so (y), a curve a name; the diagonal is
     right."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8)
-    for name, (said, seen) in curves.items():
-        axes.plot(said, seen, marker="o", markersize=3, linewidth=1, label=name)
-    axes.set_xlabel("probability said", fontsize=8)
-    axes.set_ylabel("share that was so", fontsize=8)
-    axes.grid(alpha=0.3)
-    if curves:
-        axes.legend(fontsize=7)
-    return _png(figure)
+    return _by_diagonal(curves, "probability said", "share that was so", len(curves))
 
 
 def roc_png(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
     """True positive rates (y) over false positive rates (x), a curve a name; the diagonal is
     chance."""
+    return _by_diagonal(curves, "real called synthetic", "synthetic called synthetic", 12)
+
+
+def _by_diagonal(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, most_named: int
+) -> bytes:
+    """Curves beside the diagonal; more than `most_named` have no legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
     axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8)
-    for name, (false, true) in curves.items():
-        axes.plot(false, true, marker="o", markersize=3, linewidth=1, label=name)
-    axes.set_xlabel("real called synthetic", fontsize=8)
-    axes.set_ylabel("synthetic called synthetic", fontsize=8)
+    for name, (along, up) in curves.items():
+        axes.plot(along, up, marker="o", markersize=3, linewidth=1, label=name)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
     axes.grid(alpha=0.3)
-    if 0 < len(curves) <= 12:
+    if 0 < len(curves) <= most_named:
         axes.legend(fontsize=7)
     return _png(figure)
 
