@@ -33,7 +33,8 @@ def make(config: ArchiveJob) -> None:
     store = Store(config.out)
     workers = _workers(config, store)
     places = Places(config.generator, config.latents, config.classifier, config.gate)
-    parts = load_parts(places, batch=config.batch, dtype=config.dtype, device="cpu")
+    device = "cuda" if config.gpus_per_worker and not workers else "cpu"
+    parts = load_parts(places, batch=config.batch, dtype=config.dtype, device=device)
     plan, saw = _plan(config, parts), _seen(config, places)
     if config.dry_run:
         archive.describe(plan, store)
@@ -41,7 +42,7 @@ def make(config: ArchiveJob) -> None:
     if parts.gate is not None and not plan.audited:
         log.warn("gate", "the gate did not catch its planted copies: the archive is unaudited")
     options = archive.Options(config.overwrite, config.cost_per_hour, config.wait_s)
-    run = _Run(config, plan, places, parts, workers)
+    run = _Run(config, places, workers, (plan, parts))
     with stopping():
         archive.make(plan, places, config.out, run, options, saw)
 
@@ -87,8 +88,8 @@ def _seen(config: ArchiveJob, places: Places) -> Lineage | None:
 
 
 def _render(config: ArchiveJob, parts: Parts) -> dict[str, Any]:
-    """What decides an image's bytes; where GPUs render, one of them is asked."""
-    if not config.gpus_per_worker:
+    """What decides an image's bytes; where actors' GPUs render, one of them is asked."""
+    if not config.gpus_per_worker or parts.renderer.device.type == "cuda":
         return parts.renderer.record()
     arguments = (config.generator, config.batch, config.dtype)
     asked = run_on_actors(
@@ -112,8 +113,6 @@ def _workers(config: ArchiveJob, store: Store) -> int | tuple[int, int]:
         most = -1 if os.environ.get("RAY_ADDRESS") else 0
     if most and store.url.startswith("memory://"):
         raise UsageError("memory:// is in one process's memory: it goes with --workers 0 alone")
-    if most == 0 and config.gpus_per_worker:
-        raise UsageError("--gpus-per-worker is for Ray actors", hint="give --workers N")
     if most < 0:
         return config.min_workers, _cluster_workers(config)
     return (config.min_workers, most) if most else 0
@@ -130,19 +129,17 @@ class _Run:
     def __init__(
         self,
         config: ArchiveJob,
-        plan: Plan,
         places: Places,
-        parts: Parts,
         workers: int | tuple[int, int],
+        here: tuple[Plan, Parts],
     ) -> None:
-        self.config, self.plan, self.places = config, plan, places
-        self.parts, self.workers = parts, workers
+        self.config, self.places, self.workers, self.here = config, places, workers, here
 
     def __call__(self, numbers: Sequence[int], lease: Lease) -> Iterator[dict[str, Any]]:
         tasks = [(number,) for number in numbers]
         config = self.config
         if self.workers == 0:
-            here = (self.plan, self.parts, config.out, lease)
+            here = (*self.here, config.out, lease)
             made = run_on_actors(_worker_here, make_shard, tasks, arguments=here)
         else:
             device = "cuda" if config.gpus_per_worker else "cpu"
@@ -200,11 +197,18 @@ def _parts(plan: Plan, places: Places, device: str, *, any_render: bool = False)
 def open_archive(
     out: str, overrides: dict[str, str | None], *, any_render: bool
 ) -> tuple[Plan, Places, Parts]:
-    """An archive's plan and what it was made with, from where the plan or the flags say."""
+    """An archive's plan and what it was made with, from where the plan or the flags say.
+
+    Rendered on a GPU where the archive was and there is one here.
+    """
+    import torch
+
     plan, places = read_plan(Store(out))
     moved = {name: where for name, where in overrides.items() if where is not None}
     places = replace(places, **moved)
-    return plan, places, _parts(plan, places, "cpu", any_render=any_render)
+    on_gpu = not plan.render["device"].startswith("cpu") and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    return plan, places, _parts(plan, places, device, any_render=any_render)
 
 
 def _overrides(config: ArchiveJob | RegenerateJob) -> dict[str, str | None]:
@@ -236,9 +240,11 @@ def verify(config: ArchiveJob) -> None:
 
 def repair(config: ArchiveJob) -> None:
     """Makes damaged and missing shards again."""
-    plan, places, parts = open_archive(config.out, _overrides(config), any_render=False)
     store = Store(config.out)
-    run = _Run(config, plan, places, parts, _workers(config, store))
+    workers = _workers(config, store)
+    # Actors compare their own render with the archive's.
+    plan, places, parts = open_archive(config.out, _overrides(config), any_render=bool(workers))
+    run = _Run(config, places, workers, (plan, parts))
     mended = check.repair(store, plan, run, config.wait_s)
     text = f"mended: {', '.join(mended)}" if mended else "nothing was damaged"
     log.event("repaired", f"{config.out}: {text}", mended=mended)

@@ -32,6 +32,11 @@ STEPS = 4
 START_TIMEOUT_S, ROUND_TIMEOUT_S, POLL_S = 180.0, 300.0, 0.05
 ROOT = Path(__file__).resolve().parents[1]
 
+# Ranks add up the same images in another order, so they agree to rounding.
+ORDER = 1e-3
+
+# Starts so many ranks in a folder for a batch.
+How = Callable[[Path, int, int], Any]
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
 
 
@@ -40,27 +45,28 @@ def rows(rounds: int) -> Iterator[Case]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medray-bench-")))
 
-        def start(name: str, workers: int, how: Callable[[Path, int], Any]) -> Group:
+        def start(name: str, workers: int, how: How) -> Group:
             return stack.enter_context(Group(folder / name, workers, how))
 
-        torchrun = start("torchrun", 2, _torchrun)
+        torchrun = start("torchrun", 2, by_torchrun)
         ray = start("ray", 2, _ray)
-        yield "train_vs_torchrun", "torchrun", 0.98, ray, torchrun, lambda: _same(ray, torchrun, 0)
+        exact = lambda: assert_same(ray, torchrun, 0)  # noqa: E731
+        yield "train_vs_torchrun", "torchrun", 0.98, ray, torchrun, exact
         ray.stop()
-        one = start("one", 1, _torchrun)
-        # Two ranks add up the same images in another order, so they agree to rounding.
-        yield "workers_2", "one worker", 1.8, torchrun, one, lambda: _same(torchrun, one, 1e-3)
+        one = start("one", 1, by_torchrun)
+        nearly = lambda: assert_same(torchrun, one, ORDER)  # noqa: E731
+        yield "workers_2", "one worker", 1.8, torchrun, one, nearly
 
 
 class Group:
     """Ranks that wait in `folder` for rounds; calling it runs one and gives steps/s."""
 
-    def __init__(self, folder: Path, workers: int, how: Callable[[Path, int], Any]) -> None:
+    def __init__(self, folder: Path, workers: int, how: How, batch: int = BATCH_IMAGES) -> None:
         folder.mkdir()
         self.folder, self.name = folder, folder.name
         self._rounds = 0
         self._start_s = time.monotonic()
-        self._thread = threading.Thread(target=how, args=(folder, workers), daemon=True)
+        self._thread = threading.Thread(target=how, args=(folder, workers, batch), daemon=True)
 
     def __enter__(self) -> Group:
         self._thread.start()
@@ -98,28 +104,34 @@ class Group:
         return self.folder / name
 
 
-def _same(ours: Group, other: Group, share: float) -> None:
-    """Asserts that the first round left both with the same weights; it is the warm-up, too."""
+def assert_same(ours: Group, other: Group, share: float, *, stop: bool = False) -> None:
+    """Asserts that the first round left both with the same weights; it is the warm-up, too.
+
+    `stop` ends the other one, which is not timed.
+    """
     a, b = ours.round()["weights"], other.round()["weights"]
+    if stop:
+        other.stop()
     assert abs(a - b) <= share * abs(b), f"weights sum to {a} and {b}, allowed: {share} apart"
 
 
-def _torchrun(folder: Path, workers: int) -> None:
+def by_torchrun(folder: Path, workers: int, batch: int) -> None:
+    """Starts ranks by torchrun and waits for their end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(workers), "-m", "jobs._bench_dist", str(folder)]
+    command += ["--nproc-per-node", str(workers), "-m", "jobs._bench_dist", str(folder), str(batch)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, cwd=ROOT)
 
 
-def _ray(folder: Path, workers: int) -> None:
-    config = {"folder": str(folder)}
+def _ray(folder: Path, workers: int, batch: int) -> None:
+    config = {"folder": str(folder), "batch": batch}
     launch(serve, config, backend="ray", workers=workers, threads_per_rank=1, name="bench")
 
 
 def serve(context: Context, config: dict[str, Any]) -> None:
     """What every rank does: trains when told to, until told to stop."""
     folder = Path(config["folder"])
-    train = _Train(context)
+    train = _Train(context, int(config["batch"]))
     number = 0
     if context.rank == 0:
         (folder / "ready").touch()
@@ -145,7 +157,7 @@ def _answer(context: Context, path: Path, train: _Train) -> None:
 class _Train:
     """The progressive GAN at its final resolution on phantoms."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, batch: int) -> None:
         from medray.train.pggan import Pggan
         from medray.train.pggan_config import PgganConfig
 
@@ -155,19 +167,19 @@ class _Train:
             "fmap_base": FMAP_BASE,
             "fmap_max": FMAP_MAX,
             "latent_dims": FMAP_MAX,
-            "batch": BATCH_IMAGES,
+            "batch": batch,
             "loss": "wgan-gp",
             "precision": "fp32",
         }
         self._algorithm = Pggan(PgganConfig.model_validate(config), context)
-        self._batch = _batch(context)
+        self._batch = _batch(context, batch)
         self._images = 0
 
     def steps(self) -> None:
         """One round."""
         for _ in range(STEPS):
             self._algorithm.step(self._batch, self._images)
-            self._images += BATCH_IMAGES
+            self._images += self._algorithm.config.batch
 
     def weights(self) -> float:
         """The sum of all weights' magnitudes."""
@@ -175,14 +187,14 @@ class _Train:
         return sum(float(parameter.detach().abs().double().sum()) for parameter in parameters)
 
 
-def _batch(context: Context) -> Any:
+def _batch(context: Context, batch: int) -> Any:
     """This rank's part of one batch of phantoms."""
     import numpy as np
 
     from medray import phantoms
     from medray.records import Batch
 
-    part = BATCH_IMAGES // context.world
+    part = batch // context.world
     numbers = range(context.rank * part, (context.rank + 1) * part)
     images = [phantoms.chest(0, number, FINAL_PX).image[None] for number in numbers]
     return Batch(
@@ -196,4 +208,5 @@ def _batch(context: Context) -> Any:
 
 
 if __name__ == "__main__":
-    launch(serve, {"folder": sys.argv[1]}, backend="torchrun", threads_per_rank=1)
+    task = {"folder": sys.argv[1], "batch": int(sys.argv[2])}
+    launch(serve, task, backend="torchrun", threads_per_rank=1)

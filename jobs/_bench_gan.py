@@ -1,5 +1,8 @@
 """Rows of the bench for one step of the progressive GAN, against the textbook's step.
 
+On the CPU one size; the suite `gpu` has the paper's widths at 64, 256 and 1024 px, the textbook
+with TF32 convolutions, as torch has them by default.
+
 The textbook is written as a paper's appendix reads: plain float32 layers, every pass on its own,
 gradients for all weights in every backward pass, Adam and the average without fusion. It takes
 the same weights, images, latents and interpolation shares, so its loss and gradients are checked
@@ -14,6 +17,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,16 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medray import log, rng
-from medray.dist.context import local
+from medray.dist.context import Context, local
 from medray.models.pixels import to_unit
 from medray.records import Batch
 from medray.train import precision
 from medray.train.pggan import BETAS, EPSILON, Pggan
 from medray.train.pggan_config import PgganConfig
 
-# A quarter of the paper's width at 64 px, fully grown.
-PX, IMAGES, LATENT_DIMS, FMAP_BASE, FMAP_MAX = 64, 8, 512, 2048, 128
-STEPS = 2
+LATENT_DIMS = 512
+# Images of a step on a GPU, by pixels.
+GPU_IMAGES = {64: 64, 256: 32, 1024: 8}
 AGAINST = "textbook WGAN-GP step, fp32"
 # Same arithmetic in another order: float32 sums of a million terms agree to about 1e-4.
 LOSS_TOLERANCE, LEAST_COSINE = 1e-3, 0.9999
@@ -43,57 +47,102 @@ Timed = Callable[[], float]
 Case = tuple[str, str, float, Timed, Timed, Callable[[], None]]
 
 
+@dataclass(frozen=True)
+class Size:
+    """What is timed, fully grown: pixels, images and widths; `steps` between two looks at a clock.
+
+    By default a quarter of the paper's width at 64 px.
+    """
+
+    px: int = 64
+    images: int = 8
+    fmap_base: int = 2048
+    fmap_max: int = 128
+    gpu: bool = False
+    steps: int = 2
+
+    def context(self) -> Context:
+        """This process, on the device."""
+        return local(gpus_per_worker=int(self.gpu))
+
+    def config(self, loss: str, chosen: str) -> PgganConfig:
+        """Of the GAN with this loss in the chosen precision."""
+        return PgganConfig.model_validate(
+            {
+                "final_px": self.px,
+                "start_px": self.px,
+                "batch": self.images,
+                "latent_dims": LATENT_DIMS,
+                "fmap_base": self.fmap_base,
+                "fmap_max": self.fmap_max,
+                "loss": loss,
+                "precision": chosen,
+            }
+        )
+
+    def batch(self, first: int) -> Batch:
+        """Smooth made-up images: noise at 8 px, enlarged."""
+        numbers = first + np.arange(self.images)
+        words = rng.bits(0, "bench.images", numbers, 64).astype(np.uint8)
+        coarse = words.reshape(self.images, 1, 8, 8)
+        pixels = np.ascontiguousarray(coarse.repeat(self.px // 8, 2).repeat(self.px // 8, 3))
+        keys = tuple(f"train-{number:08d}" for number in numbers)
+        records: list[dict[str, object]] = [{}] * self.images
+        return Batch(keys, pixels, np.zeros(self.images, np.int64), records, first)
+
+    def seconds(self, run: Callable[[], object], times: int = 1) -> float:
+        """Of so many runs; waits for the GPU before and after."""
+        self._wait()
+        start_s = time.perf_counter()
+        for _ in range(times):
+            run()
+        self._wait()
+        return time.perf_counter() - start_s
+
+    def _wait(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+
+
 def rows(rounds: int) -> Iterator[Case]:
     """Both rows: name, against what, target, a timed round of each in steps/s, and the check."""
-    chosen = precision.resolve(_config("wgan-gp", "auto"), torch.device("cpu")).precision
+    size = Size()
+    chosen = precision.resolve(size.config("wgan-gp", "auto"), torch.device("cpu")).precision
     log.event("bench_gan", f"GAN step in {chosen}, {torch.get_num_threads()} threads")
-    textbook = Textbook(Pggan(_config("wgan-gp", "fp32"), local()), "wgan-gp")
+    textbook = Textbook(size, "wgan-gp")
     for name, loss, target in (("gan_wgan", "wgan-gp", 1.3), ("gan_recommended", "r1", 2.0)):
-        ours = Ours(Pggan(_config(loss, chosen), local()))
-        yield name, AGAINST, target, ours, textbook, functools.partial(check, loss, chosen)
+        yield name, AGAINST, target, Ours(size, loss, chosen), textbook, _checks(size, loss, chosen)
 
 
-def _config(loss: str, chosen: str) -> PgganConfig:
-    return PgganConfig.model_validate(
-        {
-            "final_px": PX,
-            "start_px": PX,
-            "batch": IMAGES,
-            "latent_dims": LATENT_DIMS,
-            "fmap_base": FMAP_BASE,
-            "fmap_max": FMAP_MAX,
-            "loss": loss,
-            "precision": chosen,
-        }
-    )
+def gpu_rows() -> Iterator[Case]:
+    """The recommended step in bfloat16 at the paper's widths, against WGAN-GP of the textbook."""
+    for px, images in GPU_IMAGES.items():
+        size = Size(px, images, 8192, 512, gpu=True, steps=16)
+        ours, textbook = Ours(size, "r1", "bf16"), Textbook(size, "wgan-gp")
+        against = f"{AGAINST} with TF32, batch {images}"
+        yield f"gpu_gan_{px}", against, 0.0, ours, textbook, _checks(size, "r1", "bf16")
+        del ours, textbook
+        torch.cuda.empty_cache()
 
 
-def _batch(first: int) -> Batch:
-    """Smooth made-up images: noise at 8 px, enlarged."""
-    numbers = first + np.arange(IMAGES)
-    words = rng.bits(0, "bench.images", numbers, 64).astype(np.uint8).reshape(IMAGES, 1, 8, 8)
-    pixels = np.ascontiguousarray(words.repeat(PX // 8, 2).repeat(PX // 8, 3))
-    keys = tuple(f"train-{number:08d}" for number in numbers)
-    return Batch(keys, pixels, np.zeros(IMAGES, np.int64), [{}] * IMAGES, first)
+def _checks(size: Size, loss: str, chosen: str) -> Callable[[], None]:
+    return functools.partial(check, size, loss, chosen)
 
 
 class Ours:
     """A timed round of medray's step: steps/s, a lazy term counted at the share that it has."""
 
-    def __init__(self, gan: Pggan) -> None:
-        self.gan = gan
-        self.every = gan.config.r1_every if gan.config.loss == "r1" else 1
+    def __init__(self, size: Size, loss: str, chosen: str) -> None:
+        self.size = size
+        self.gan = Pggan(size.config(loss, chosen), size.context())
+        self.every = self.gan.config.r1_every if loss == "r1" else 1
 
     def __call__(self) -> float:
-        due_s = _seconds(lambda: self.gan.step(_batch(0), 0))
-        others_s = [_seconds(lambda: self.gan.step(_batch(IMAGES), IMAGES)) for _ in range(STEPS)]
-        return self.every / (due_s + (self.every - 1) * sum(others_s) / STEPS)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+        images, steps = self.size.images, self.size.steps
+        due, other = self.size.batch(0), self.size.batch(images)
+        due_s = self.size.seconds(lambda: self.gan.step(due, 0))
+        others_s = self.size.seconds(lambda: self.gan.step(other, images), steps)
+        return self.every / (due_s + (self.every - 1) * others_s / steps)
 
 
 # --- the textbook -----------------------------------------------------------------------------
@@ -185,20 +234,22 @@ def _layer(weights: dict[str, Tensor], name: str, gain: float) -> TextbookConv:
 
 
 class Textbook:
-    """The textbook's step on the weights and random numbers of `gan`."""
+    """The textbook's step, on the weights and random numbers that our float32 step begins with."""
 
-    def __init__(self, gan: Pggan, loss: str) -> None:
-        self.loss, self.gan = loss, gan
+    def __init__(self, size: Size, loss: str) -> None:
+        self.loss, self.size = loss, size
+        gan, px = Pggan(size.config(loss, "fp32"), size.context()), size.px
+        self.config, self.device = gan.config, gan.context.device
         drawn, judge = gan.generator.state_dict(), gan.discriminator.state_dict()
-        self.generator, self.average = TextbookGenerator(drawn, PX), TextbookGenerator(drawn, PX)
-        self.discriminator = TextbookDiscriminator(judge, PX)
-        rate = gan.config.lr_at(PX)
+        self.generator, self.average = TextbookGenerator(drawn, px), TextbookGenerator(drawn, px)
+        self.discriminator = TextbookDiscriminator(judge, px)
+        rate = gan.config.lr_at(px)
         self.adam_g = torch.optim.Adam(self.generator.parameters(), rate, BETAS, EPSILON)
         self.adam_d = torch.optim.Adam(self.discriminator.parameters(), rate, BETAS, EPSILON)
 
     def __call__(self) -> float:
-        batches = [_batch(IMAGES * i) for i in range(STEPS)]
-        return STEPS / sum(_seconds(functools.partial(self.step, batch)) for batch in batches)
+        batch, steps = self.size.batch(self.size.images), self.size.steps
+        return steps / self.size.seconds(lambda: self.step(batch), steps)
 
     def step(self, batch: Batch) -> None:
         """One step: the discriminator's turn, the generator's, and the average."""
@@ -211,11 +262,12 @@ class Textbook:
 
     def turn_d(self, batch: Batch) -> float:
         """Move the discriminator; returns its loss."""
-        real = to_unit(torch.from_numpy(batch.images_NCHW))
+        real = to_unit(torch.from_numpy(batch.images_NCHW).to(self.device))
         fake = self.generator(self._latents("d", batch)).detach()
-        numbers = batch.first_index + np.arange(IMAGES)
-        share = rng.uniforms(self.gan.config.seed, "pggan.penalty", numbers, 1)
-        loss = self._loss_d(real, fake, torch.from_numpy(share).view(-1, 1, 1, 1))
+        numbers = batch.first_index + np.arange(len(batch.keys))
+        share = rng.uniforms(self.config.seed, "pggan.penalty", numbers, 1)
+        share_N111 = torch.from_numpy(share).view(-1, 1, 1, 1).to(self.device)
+        loss = self._loss_d(real, fake, share_N111)
         return self._move(self.adam_d, loss)
 
     def turn_g(self, batch: Batch) -> float:
@@ -227,15 +279,16 @@ class Textbook:
         )
 
     def _latents(self, name: str, batch: Batch) -> Tensor:
-        seed, numbers = self.gan.config.seed, batch.first_index + np.arange(IMAGES)
-        return torch.from_numpy(rng.normals(seed, f"pggan.latents_{name}", numbers, LATENT_DIMS))
+        seed, numbers = self.config.seed, batch.first_index + np.arange(len(batch.keys))
+        drawn = rng.normals(seed, f"pggan.latents_{name}", numbers, LATENT_DIMS)
+        return torch.from_numpy(drawn).to(self.device)
 
     def _loss_d(self, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
         real_N, fake_N = self.discriminator(real), self.discriminator(fake)
-        config = self.gan.config
+        config = self.config
         if self.loss == "r1":
             gradient = self._input_gradient(real)
-            r1 = (gradient**2).sum([1, 2, 3]).mean() * config.r1_gamma_at(PX) / 2
+            r1 = (gradient**2).sum([1, 2, 3]).mean() * config.r1_gamma_at(self.size.px) / 2
             main = functional.softplus(fake_N).mean() + functional.softplus(-real_N).mean()
             return main + r1 * config.r1_every
         norm = self._input_gradient(real + share * (fake - real)).pow(2).sum([1, 2, 3]).sqrt()
@@ -261,18 +314,23 @@ class Textbook:
 # --- the check --------------------------------------------------------------------------------
 
 
-def check(loss: str, chosen: str) -> None:
+def check(size: Size, loss: str, chosen: str) -> None:
     """RuntimeError unless a float32 step is the textbook's and `chosen` points the same way."""
-    exact, judged = Pggan(_config(loss, "fp32"), local()), Pggan(_config(loss, chosen), local())
-    textbook = Textbook(exact, loss)
-    scalars = exact.step(_batch(0), 0)
-    judged.step(_batch(0), 0)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        _check(size, loss, chosen)
+
+
+def _check(size: Size, loss: str, chosen: str) -> None:
+    exact, judged = (Pggan(size.config(loss, kind), size.context()) for kind in ("fp32", chosen))
+    textbook, batch = Textbook(size, loss), size.batch(0)
+    scalars = exact.step(batch, 0)
+    judged.step(batch, 0)
     got_d, got_g = float(scalars["loss_d"] + scalars["penalty"]), float(scalars["loss_g"])
     least = LEAST_COSINE if chosen == "fp32" else LEAST_BF16_COSINE
-    _same_loss("D", got_d, textbook.turn_d(_batch(0)))
+    _same_loss("D", got_d, textbook.turn_d(batch))
     _same_direction("D", exact.discriminator, textbook.discriminator, LEAST_COSINE)
     _same_direction("D", judged.discriminator, textbook.discriminator, least)
-    _same_loss("G", got_g, textbook.turn_g(_batch(0)))
+    _same_loss("G", got_g, textbook.turn_g(batch))
     _same_direction("G", exact.generator, textbook.generator, LEAST_COSINE)
     _same_direction("G", judged.generator, textbook.generator, least)
 

@@ -4,8 +4,6 @@
   512 dimensions, float32, k = 5. Checked first: at least 0.999 of the true neighbours are found.
 - `gaussian_1m`: a million rows of a class-conditional diagonal Gaussian of 512 dimensions against
   `mean[label] + std[label] * torch.randn`.
-
-Where there is a GPU, the rows of `_bench_sample_gpu` follow.
 """
 
 from __future__ import annotations
@@ -23,24 +21,7 @@ from medray.kernels import gaussian
 MINORITY, MAJORITY, DIMS, NEIGHBOURS = 20_000, 40_000, 512, 5
 DRAWN, CLASSES, THREADS = 1_000_000, 10, 2
 RECALL, CHECKED = 0.999, 1000
-ROWS = (
-    "smote_20k",
-    "gaussian_1m",
-    *(
-        f"gpu_{name}{more}"
-        for name in (
-            "labels",
-            "gaussian",
-            "truncated",
-            "smote",
-            "mixup",
-            "low_rank",
-            "full",
-            "nearest",
-        )
-        for more in ("", "_memset", "_cupy")
-    ),
-)
+ROWS = ("smote_20k", "gaussian_1m")
 
 Array = npt.NDArray[Any]
 Case = tuple[str, str, float, Callable[[], float], Callable[[], float], Callable[[], None]]
@@ -53,10 +34,6 @@ def rows(rounds: int) -> Iterator[Case]:
     torch.set_num_threads(THREADS)
     yield _smote()
     yield _gaussian()
-    if torch.cuda.is_available():
-        from jobs._bench_sample_gpu import rows as gpu_rows
-
-        yield from gpu_rows(rounds)
 
 
 def _smote() -> Case:

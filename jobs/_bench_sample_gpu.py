@@ -1,8 +1,8 @@
-"""GPU rows of `bench.py --suite sample`: they run where torch sees a GPU, and nowhere else.
+"""Rows of `bench.py --suite gpu` about sampling kernels.
 
 A round is the rate of CUDA events around 20 calls after 5. Against the torch composition, against
 `cupy.random` writing as many normals, and against `cudaMemset` of as many bytes (the write
-roofline). Run from a plain checkout with `PYTHONPATH=. python jobs/bench.py --suite sample`.
+roofline).
 """
 
 from __future__ import annotations

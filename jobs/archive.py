@@ -69,7 +69,7 @@ class ArchiveJob(OutJob):
     )
     min_workers: int = Field(1, ge=1, description="fewest Ray actors; waits for that many")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs of each actor")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each actor")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each actor, or of this process")
     retries: int = Field(3, ge=0, description="times a shard is tried again where its worker died")
     wait_s: float = Field(30, ge=0, description="wait for another command's end on --out")
     cost_per_hour: float | None = Field(

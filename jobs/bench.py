@@ -2,7 +2,8 @@
 """Benchmarks side by side with the alternative in the same run: a table, and rows as JSON.
 
 Rounds are interleaved, the ratio is taken round by round, the median decides; equal results are
-checked before anything is timed. Not a test: the exit code is 0 whether targets are met or not.
+checked before anything is timed. Not a test: the exit code is 0 whether targets are met or not, and
+5 where a row's check fails.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import Field
 
 from medray import log
 from medray.config import JobConfig, Location
+from medray.errors import GateError
 from medray.job import job
 
 
@@ -62,11 +64,19 @@ TARGETS = {
     "png_256": Target(15),
     "archive_64": Target(0.85, limit=1),
     "archive_memory": Target(1, within=0.05),
+    "gpu_archive_64": Target(0.85, limit=1),
+    "gpu_render_64": Target(2),
     "frechet_scipy": Target(15, limit=35),
     "frechet_eigvals": Target(2.8, limit=5.9),
     "kid_4k": Target(15),
     "prdc_4k": Target(2.4),
     "tune_overhead": Target(0.1, limit=0, at_most=True),
+    "scale_strong_2": Target(1.8, limit=2),
+    "scale_weak_2": Target(1.8, limit=2),
+    "scale_archive_2": Target(1.8, limit=2),
+    "scale_million": Target(1, within=0.1),
+    "scale_million_memory": Target(1, within=0.05),
+    "scale_million_index": Target(1, within=0.05),
     "noop_default": Target(10),
     "noop_haproxy": Target(0.9),
     "generate_32": Target(5),
@@ -81,6 +91,7 @@ TARGETS = {
     **{f"gpu_{name}_memset": Target(0.6, limit=1) for name in GPU_WRITING},
     **{f"gpu_{name}_cupy": Target(20) for name in GPU_WRITING},
     **{f"gpu_{name}": Target(1.5) for name in ("low_rank", "full", "nearest")},
+    **{f"gpu_gan_{px}": Target(5, limit=8) for px in (64, 256, 1024)},
 }
 SUITES = {
     "stream": ("jobs._bench_stream",),
@@ -92,6 +103,8 @@ SUITES = {
     "small": ("jobs._bench_tune",),
     "ssl": ("jobs._bench_ssl",),
     "serve": ("jobs._bench_serve",),
+    "scale": ("jobs._bench_scale",),
+    "gpu": ("jobs._bench_gpu",),
     "gradcam": ("jobs._bench_gradcam",),
 }
 
@@ -115,6 +128,8 @@ class BenchJob(JobConfig):
         "gradcam",
         "ssl",
         "serve",
+        "scale",
+        "gpu",
     ] = Field("all", description="which rows")
     only: str | None = Field(None, description="one row by name")
     rounds: int = Field(7, ge=1, description="interleaved rounds of each row")
@@ -198,8 +213,14 @@ def run(config: BenchJob) -> None:
     print(f"{cpu}, {cores} cores, AMX {has_amx()}, warm page cache")
     print(f"{'row':18s} {'ratio':>7s} {'95% interval':>15s} {'target':>7s}  met  against")
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for case in cases(config):
-        row = measure(case, config.rounds)
+        try:
+            row = measure(case, config.rounds)
+        except (AssertionError, RuntimeError) as error:
+            failed.append(case[0])
+            log.error("bench", f"{case[0]}: {error}")
+            continue
         rows.append(asdict(row))
         met = "yes" if row.met else "no"
         print(
@@ -209,6 +230,8 @@ def run(config: BenchJob) -> None:
         )
         if config.json_file:
             Path(config.json_file).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if failed:
+        raise GateError(f"the check of {', '.join(failed)} failed")
     if not rows:
         log.warn("bench", f"no row named {config.only!r}; there are: {', '.join(TARGETS)}")
 

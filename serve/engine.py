@@ -45,7 +45,7 @@ def load_model(spec: ModelSpec, name: str, args: Args) -> Any:
         )  # fmt: skip
     from serve.compute.diagnosis import Diagnosis
 
-    return Diagnosis.load(spec.url)
+    return Diagnosis.load(spec.url, name=name, device=args.device)
 
 
 def info_of(model: Any, spec: ModelSpec, name: str) -> ModelInfo:

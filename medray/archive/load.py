@@ -34,7 +34,10 @@ class Parts:
 
 
 def load_parts(places: Places, *, batch: int, dtype: str, device: str) -> Parts:
-    """Loads what is at `places`; UsageError where the parts do not belong together."""
+    """Loads what is at `places`; UsageError where the parts do not belong together.
+
+    Generator and classifier go to the device, "cpu" or "cuda".
+    """
     generator, about = load_generator(places.generator)
     renderer = Renderer(generator, about, batch=batch, dtype=dtype, device=device)
     if places.latents is None:
@@ -44,6 +47,7 @@ def load_parts(places: Places, *, batch: int, dtype: str, device: str) -> Parts:
     classifier, sha256 = None, None
     if places.classifier is not None:
         classifier, known = load_classifier(places.classifier)
+        classifier = classifier.to(renderer.device)
         sha256 = str(known["classifier_sha256"])
     gate = None if places.gate is None else Gate.load(places.gate)
     _check_latents(places, renderer, latents)

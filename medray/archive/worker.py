@@ -125,7 +125,8 @@ class Worker:
         padded = np.zeros((self.parts.renderer.batch, *images_NCHW.shape[1:]), np.uint8)
         padded[: len(images_NCHW)] = images_NCHW
         with torch.inference_mode():
-            logits_NK = network(to_unit(torch.from_numpy(padded)))[: len(images)]
+            unit_NCHW = to_unit(torch.from_numpy(padded).to(self.parts.renderer.device))
+            logits_NK = network(unit_NCHW)[: len(images)]
             if not torch.isfinite(logits_NK).all():
                 raise DataError(
                     "the classifier gives logits that are not finite",
@@ -135,7 +136,7 @@ class Worker:
             decided = network.decisions(logits_NK)
             if not network.multi_label:
                 decided = torch.nn.functional.one_hot(decided, len(network.classes))
-            return network.calibrated(logits_NK).numpy(), decided.long().numpy()
+            return network.calibrated(logits_NK).cpu().numpy(), decided.long().cpu().numpy()
 
     def _labels(
         self, goal: int, probabilities_NK: Any, decided_NK: Any, n: int

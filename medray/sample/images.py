@@ -11,6 +11,7 @@ Shape letters: N images, D latent dimensions, C channels, H and W pixels.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from medray.errors import DataError, ResourceError, UsageError
+from medray.models.cuda_graph import CudaGraph
 from medray.models.pggan import Generator
 
 BATCH = 16
@@ -62,6 +64,8 @@ class Renderer:
         self.generator_sha256 = str(about["generator_sha256"])
         self._generator = generator.to(self.device).eval().requires_grad_(False)
         self._generator.compute_dtype = DTYPES[dtype]
+        self._graph: CudaGraph | None = None
+        self._recording = threading.Lock()
 
     def render(self, latents_ND: Latents) -> Pixels:
         """The images of latents float32 (N, D), any N; DataError (MR-D070) if one is not finite."""
@@ -90,7 +94,7 @@ class Renderer:
         padded_ND = np.zeros((self.batch, self.dims), np.float32)
         padded_ND[: len(latents_ND)] = latents_ND
         with self._exact():
-            padded = self._generator(torch.from_numpy(padded_ND).to(self.device), self.px, 1.0)
+            padded = self._pass(torch.from_numpy(padded_ND))
         made: Tensor = padded[: len(latents_ND)].float()
         if not torch.isfinite(made).all():
             raise DataError(
@@ -101,6 +105,18 @@ class Renderer:
             )
         images: Tensor = made[:, 0] if self.channels == 1 else made.permute(0, 2, 3, 1)
         return images
+
+    def _pass(self, padded_BD: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return self._images(padded_BD)
+        with self._recording:
+            if self._graph is None:
+                self._graph = CudaGraph(self._images, padded_BD.to(self.device))
+        return self._graph(padded_BD)
+
+    def _images(self, padded_BD: Tensor) -> Tensor:
+        images_NCHW: Tensor = self._generator(padded_BD, self.px, 1.0)
+        return images_NCHW
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:

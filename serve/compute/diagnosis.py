@@ -5,6 +5,7 @@ Shape letters: N images, C channels, H and W pixels, K classes, D features.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from medray.errors import DataError, ResourceError, UsageError
 from medray.evaluate import gradcam, ood
 from medray.models.classifier import Classifier
+from medray.models.cuda_graph import CudaGraph
 from medray.models.pixels import to_unit
 from medray.models.weights import load_classifier
 from medray.sample.images import one_thread
@@ -50,6 +52,8 @@ class Diagnosis:
         self.device = torch.device(device)
         self.network, self.sha256, self.name = network.to(self.device), sha256, name
         self.familiarity = familiarity
+        self._graphs: dict[int, CudaGraph] = {}
+        self._recording = threading.Lock()
         self.classes, self.multi_label = network.classes, network.multi_label
         self.size_px, self.channels = network.size_px, network.channels
         layers = gradcam.usual_layers(network, self.channels, self.size_px)
@@ -158,7 +162,7 @@ class Diagnosis:
         features, logits = [], []
         with one_thread(), torch.no_grad():
             for batch_NCHW, count in self._batches(inputs_NCHW):
-                features_ND = self.network.features(batch_NCHW)
+                features_ND = self._features(batch_NCHW)
                 logits.append(self.network.head(features_ND).float()[:count])
                 features.append(features_ND[:count])
         if not logits:
@@ -173,6 +177,14 @@ class Diagnosis:
                 hint="train it again: its weights are damaged or it has diverged",
             )
         return features_ND.cpu().numpy(), logits_NK
+
+    def _features(self, batch_NCHW: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return self.network.features(batch_NCHW)
+        with self._recording:
+            if len(batch_NCHW) not in self._graphs:
+                self._graphs[len(batch_NCHW)] = CudaGraph(self.network.features, batch_NCHW)
+        return self._graphs[len(batch_NCHW)](batch_NCHW)
 
     def _batches(self, inputs_NCHW: Floats) -> Iterator[tuple[Tensor, int]]:
         for at in range(0, len(inputs_NCHW), SHAPES[-1]):

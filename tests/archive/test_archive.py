@@ -340,7 +340,7 @@ def test_mistakes_are_named_with_the_way_out(parts, tmp_path, capsys):
         (2, "cannot be read", ("--labels", tmp_path / "absent.csv")),
         (2, "--verify looks and --repair mends", ("--verify", "--repair")),
         (2, "above --workers", ("--workers", 1, "--min-workers", 2)),
-        (2, "for Ray actors", ("--gpus-per-worker", 1)),
+        (4, "has no GPU", ("--gpus-per-worker", 1)),
     ]
     for code, said, words in table:
         given = run(parts, tmp_path / "out", *words)

@@ -71,11 +71,19 @@ def png_just_under_the_cap():
     return encode_png(np.zeros((8192, 8192), np.uint8))
 
 
-def png_just_over_the_cap():
-    def chunk(kind, body):
-        checksum = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+def chunk(kind, body):
+    checksum = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
+
+def png_with(kind, before):
+    """A small film with a chunk in front of its pixels that inflates to 300 MiB."""
+    data = encode_png(FILM)
+    inflates = zlib.compress(bytes(300 << 20), 9)
+    return data[:33] + chunk(kind, before + inflates) + data[33:]
+
+
+def png_just_over_the_cap():
     header = struct.pack(">IIBBBBB", 8193, 8192, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes(8194 * 8192), 1)
     return (
@@ -94,6 +102,8 @@ BOMBS = {
     "inflating": (inflating, False),
     "png_under": (png_just_under_the_cap, True),
     "png_over": (png_just_over_the_cap, False),
+    "png_text": (lambda: png_with(b"zTXt", b"Comment\0\0"), None),
+    "png_profile": (lambda: png_with(b"iCCP", b"ICC\0\0"), None),
 }
 
 
