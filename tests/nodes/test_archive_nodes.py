@@ -1,0 +1,211 @@
+"""An archive over three nodes: the bytes of one process, whatever is killed, frozen or full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archive import made_parts
+from tests.faults.kill import tree_sha256
+from tests.nodes.jobs import Archiving, Cost
+from tests.nodes.rig import Node, Nodes, children
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+PART = "archive, 3 nodes"
+COUNT = 4000
+SHARDS = COUNT // 8
+# A whole node each.
+APART = ("--count", COUNT, "--workers", 3, "--min-workers", 3, "--cpus-per-worker", 2)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_parts.make_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def clean(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process makes, without Ray."""
+    out = tmp_path_factory.mktemp("clean") / "archive"
+    assert made_parts.run(parts, out, "--count", COUNT) == 0
+    return tree_sha256(out, made_parts.is_result)
+
+
+class Three:
+    """A head and two nodes of two CPUs each; what a test takes away is put back."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.others = [nodes.add(2), nodes.add(2)]
+
+    @property
+    def all(self) -> list[Node]:
+        return [self.nodes.head, *self.others]
+
+    def lose(self) -> None:
+        """One of the nodes is gone for good."""
+        self.nodes.lose(self.others.pop())
+
+    def mend(self) -> None:
+        """There are three again."""
+        while len(self.others) < 2:
+            self.others.append(self.nodes.add(2))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Three]:
+    with Nodes(2) as nodes:
+        yield Three(nodes)
+
+
+@pytest.fixture
+def job(cluster: Three, parts: Path, clean: Any, tmp_path: Path) -> Iterator[Archiving]:
+    """An archive over all three, not yet started."""
+    cluster.mend()
+    found = Archiving.on(cluster.nodes.address, parts, tmp_path / "archive", *APART)
+    yield found
+    found.stop()
+
+
+def actors(node: Node) -> list[int]:
+    """Process ids of the archive's workers on a node."""
+    found = []
+    for pid in children(node.raylet):
+        with contextlib.suppress(OSError):
+            if "_Worker" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
+
+
+def at_work(job: Archiving, *nodes: Node) -> None:
+    """Returns once each node has a worker and shards come; the job still goes on."""
+    job.until(lambda: [len(actors(node)) for node in nodes] == [1] * len(nodes))
+    job.meet(job.shards() + 3)
+
+
+def ended(job: Archiving, cost: Cost, fault: str, clean: dict[str, str]) -> None:
+    """The job goes on to its end with the bytes of an undisturbed one."""
+    assert job.wait() == 0, job.said()[-3000:]
+    cost.record(PART, fault, wrong=int(job.results() != clean))
+    assert job.results() == clean
+
+
+def test_three_nodes_give_the_bytes_of_one_process(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    at_work(job.start(), *cluster.all)
+    assert job.wait() == 0, job.said()[-3000:]
+    assert job.lost() == 0 and job.results() == clean
+
+
+def test_a_lost_node_costs_the_shard_in_the_making(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    at_work(job.start(), *cluster.all)
+    cost = job.goes_on(cluster.lose)
+    ended(job, cost, "node lost", clean)
+    assert cost.lost <= 1
+
+
+def test_a_killed_raylet_costs_the_shard_in_the_making(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    def kill() -> None:
+        os.kill(cluster.others[-1].raylet, signal.SIGKILL)
+
+    at_work(job.start(), *cluster.all)
+    cost = job.goes_on(kill)
+    cluster.lose()
+    ended(job, cost, "kill -9 of a raylet", clean)
+    assert cost.lost <= 1
+
+
+def test_a_killed_actor_costs_the_shard_in_the_making(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    at_work(job.start(), *cluster.all)
+    cost = job.goes_on(lambda: os.kill(actors(cluster.others[0])[0], signal.SIGKILL))
+    ended(job, cost, "kill -9 of an actor", clean)
+    assert cost.lost <= 1
+
+
+def test_a_node_that_stands_still_for_some_seconds_loses_nothing(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    still_s = 6.0
+    at_work(job.start(), *cluster.all)
+    with cluster.others[0].frozen():
+        there = job.shards()
+        time.sleep(still_s)
+        assert job.shards() > there, "the others went on"
+    ended(job, Cost(0, "shards", 0.0), f"node stands still for {still_s:g} s", clean)
+    assert job.lost() == 0
+
+
+def test_a_notice_of_preemption_and_a_node_that_is_then_taken_cost_a_shard(
+    cluster: Three, job: Archiving, clean: dict[str, str]
+) -> None:
+    at_work(job.start(), *cluster.all)
+
+    def take() -> None:
+        cluster.nodes.notice(cluster.others[-1], 2)
+        time.sleep(2)
+        cluster.lose()
+
+    cost = job.goes_on(take)
+    ended(job, cost, "notice of preemption, then the node is taken", clean)
+    assert cost.lost <= 1
+
+
+def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_elsewhere(
+    parts: Path, clean: dict[str, str], tmp_path: Path
+) -> None:
+    one = ("--count", COUNT, "--workers", 2)
+    with Nodes(2) as first:
+        job = Archiving.on(first.address, parts, tmp_path / "archive", *one).start()
+        try:
+            job.meet(SHARDS // 10)
+            begun_s = time.monotonic()
+            for pid in (*first.head.pids.values(), *children(first.head.raylet)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            code = job.wait(180)
+            ended_s = time.monotonic() - begun_s
+        finally:
+            job.stop()
+        assert code != 0
+    print(f"the driver ended with {code} after {ended_s:.1f} s: {job.said()[-1500:]}")
+    there = job.shards()
+    with Nodes(2) as second:
+        job.env["RAY_ADDRESS"] = second.address
+        begun_s = time.monotonic()
+        job.start().until(lambda: job.shards() > there)
+        cost = Cost(2, "shards", ended_s + time.monotonic() - begun_s)
+        ended(job, cost, "head lost, the same command on a new one", clean)
+
+
+def test_where_memory_runs_out_the_job_ends_and_the_same_command_goes_on(
+    parts: Path, clean: dict[str, str], tmp_path: Path
+) -> None:
+    """Ray ends workers as soon as a node uses more than a hundredth of its memory: at once."""
+    one = ("--count", COUNT, "--workers", 2)
+    full = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    with Nodes(2, **full) as first:
+        job = Archiving.on(first.address, parts, tmp_path / "archive", *one)
+        assert job.run() == 4, job.said()[-3000:]
+        said, there = job.said(), job.shards()
+    assert "workers died" in said and "Ray's log folder says why" in said, said[-2000:]
+    assert "Traceback" not in said
+    with Nodes(2) as second:
+        job.env["RAY_ADDRESS"] = second.address
+        begun_s = time.monotonic()
+        job.start().until(lambda: job.shards() > there)
+        cost = Cost(2, "shards", time.monotonic() - begun_s)
+        ended(job, cost, "out of memory, the same command with more", clean)

@@ -1,0 +1,175 @@
+"""The service over two nodes: a replica on each, the same address the same bytes, one node lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from serve import keys
+from serve.client import Client, Refused
+from tests import outcomes
+from tests.archive.made_parts import make_generator
+from tests.faults.kill import kill_group
+from tests.nodes.rig import ROOT, Node, Nodes, environment
+from tests.serve.test_deployments import free_port, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
+PART = "serve, 2 nodes"
+IMAGES, CALLERS = 16, 8
+
+
+@dataclass
+class Service:
+    """The service, its nodes and its keeper."""
+
+    nodes: Nodes
+    others: list[Node]
+    door: int
+    token: str
+    keeper: subprocess.Popen[str]
+
+    def client(self, patience_s: float = 0) -> Client:
+        return Client(f"http://127.0.0.1:{self.door}", self.token, patience_s=patience_s)
+
+    def replicas(self, deployment: str = "Models") -> list[dict[str, Any]]:
+        """Node and process of each running replica."""
+        assert self.keeper.stdin is not None and self.keeper.stdout is not None
+        print(deployment, file=self.keeper.stdin, flush=True)
+        return list(json.loads(_line(self.keeper, "[")))
+
+    def images(self) -> dict[int, bytes]:
+        """What every address gives."""
+        with self.client(60) as client:
+            return {n: image.data for n, image in enumerate(client.generate(IMAGES, seed=3))}
+
+
+def _line(process: subprocess.Popen[str], start: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"the service has ended with {process.wait()}")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A replica of the models fills a node; the head has room for none."""
+    folder = tmp_path_factory.mktemp("served")
+    make_generator(folder / "one", seed=0)
+    token, key = keys.make("tester", ["admin"], rate_per_s=1e5)
+    keys.write(folder / "keys.json", [key])
+    door = free_port()
+    settings = {
+        "proxy": free_port(), "port": str(door), "generator": str(folder / "one"), "gates": 2,
+        "keys": str(folder / "keys.json"), "state_dir": str(folder / "state"), "min_replicas": 2,
+        "max_replicas": 2, "replica_cpus": 1, "drain_s": 5, "window_ms": 2,
+    }  # fmt: skip
+    with Nodes(0) as nodes, (folder / "log").open("w") as log:
+        others = [nodes.add(1), nodes.add(1)]
+        keeper = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.nodes.served", json.dumps(settings)],
+            cwd=ROOT, env=environment(RAY_ADDRESS=nodes.address), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _line(keeper, '{"ready"')
+            yield Service(nodes, others, door, token, keeper)
+        finally:
+            kill_group(keeper)  # type: ignore[arg-type]
+
+
+class Callers:
+    """Clients that ask for images without pause; what came of it, and when."""
+
+    def __init__(self, service: Service, expected: dict[int, bytes]) -> None:
+        self.service, self.expected = service, expected
+        self.statuses: Counter[Any] = Counter()
+        self.wrong, self.failed_s = 0, [0.0]
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CALLERS)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        while not self._stop.is_set():
+            # A new connection each time: the kernel deals them out to both gates.
+            with self.service.client() as client:
+                number = (number + 1) % IMAGES
+                try:
+                    (image,) = client.generate(seed=3, start=number)
+                    self.statuses[200] += 1
+                    self.wrong += image.data != self.expected[number]
+                except Refused as refused:
+                    self._failed(refused.status)
+                except OSError as error:
+                    self._failed(type(error).__name__)
+
+    def _failed(self, how: Any) -> None:
+        self.statuses[how] += 1
+        self.failed_s.append(time.monotonic())
+
+    @property
+    def failed(self) -> int:
+        return self.statuses.total() - self.statuses[200]
+
+
+def test_a_replica_on_each_node_gives_the_same_bytes(service: Service) -> None:
+    on = {replica["node"] for replica in service.replicas()}
+    assert on == {node.name for node in service.others}
+    expected = service.images()
+    assert len(set(expected.values())) == IMAGES
+    # What a replica has not answered it cannot get wrong: each answers alone for a while.
+    for replica in service.replicas():
+        os.kill(replica["pid"], signal.SIGSTOP)
+        try:
+            with service.client(5) as client:
+                for number in range(IMAGES):
+                    (image,) = client.generate(seed=3, start=number)
+                    assert image.data == expected[number]
+        finally:
+            os.kill(replica["pid"], signal.SIGCONT)
+
+
+def test_a_lost_node_costs_only_what_was_in_flight_on_it(service: Service) -> None:
+    expected = service.images()
+    until(lambda: len(service.replicas()) == 2)
+    with Callers(service, expected) as callers:
+        until(lambda: callers.statuses[200] > 50)
+        begun_s = time.monotonic()
+        service.nodes.lose(service.others.pop())
+        until(lambda: time.monotonic() - begun_s > 5)
+        there = callers.statuses[200]
+        until(lambda: callers.statuses[200] > there + 50)
+        service.others.append(service.nodes.add(1))
+        both_s = until(lambda: len(service.replicas()) == 2, 90)
+        time.sleep(1)
+    last_s = max(0.0, max(callers.failed_s) - begun_s)
+    print(f"{callers.statuses}; last failure after {last_s:.1f} s, two again {both_s:.1f} s later")
+    outcomes.record(
+        part=PART, fault="node lost, another comes", trials=1, lost=callers.failed,
+        unit="requests", recovered_s=last_s, wrong=callers.wrong,
+    )  # fmt: skip
+    assert callers.wrong == 0 and callers.failed <= 4 * CALLERS, callers.statuses
+    assert {replica["node"] for replica in service.replicas()} == {
+        node.name for node in service.others
+    }
+    assert service.images() == expected
