@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from medray import log
-from tests.chaos_budget import pytest_runtest_setup
+from tests.chaos_budget import pytest_runtest_logreport, pytest_runtest_setup
 
-__all__ = ["pytest_runtest_setup"]
+__all__ = ["pytest_runtest_logreport", "pytest_runtest_setup"]
 
 # Equal threads on every machine: results depend on them bit for bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -42,6 +42,9 @@ def record(
     }
     if note:
         found["note"] = note
+    if test := os.environ.get("PYTEST_CURRENT_TEST"):
+        # So that of a test that was run again the newer line counts.
+        found["test"] = test.rpartition(" ")[0]
     if path := os.environ.get(FILE):
         # One write of a file opened to append: tests side by side do not mix their lines.
         line = (json.dumps(found) + "\n").encode()

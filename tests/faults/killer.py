@@ -1,7 +1,8 @@
-"""Runs a function in forked children that are killed (SIGKILL) after a while.
+"""Runs a function in forked children that are killed (SIGKILL) after a while, or two at once.
 
 `python -m tests.faults.killer MODULE FUNCTION` imports once and answers lines
-`[folder, arguments, delay_s]`, so that a trial costs no imports. The function returns an exit code.
+`[folder, [arguments of one or two children], seconds]`, so that a trial costs no imports. The
+function returns an exit code.
 """
 
 from __future__ import annotations
@@ -14,13 +15,36 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.faults.preload import ROOT
+
+UNITS = "*.tar*"
+
+
+@dataclass
+class Cost:
+    """What kills cost: how many there were, files lost to one at most, seconds of a last run."""
+
+    kills: int = 0
+    lost: int = 0
+    recovered_s: float = 0.0
+
+    def lose(self, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> Any:
+        """Counts what was there before and is not, or is another file; gives `after`."""
+        self.lost = max(self.lost, len(before - after))
+        return after
+
+
+def there(folder: Path, units: str = UNITS) -> set[tuple[str, int]]:
+    """Files by name, each as it is: one that was made again is another."""
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob(units)}
 
 
 class Killer:
@@ -40,11 +64,20 @@ class Killer:
 
     def run(self, folder: Path, delay_s: float = 100.0, **arguments: Any) -> tuple[int, float]:
         """The exit code (-9: killed) and the seconds it took."""
-        assert self._process.stdin and self._process.stdout, "made with pipes"
-        trial = json.dumps([str(folder), arguments, delay_s])
-        print(trial, file=self._process.stdin, flush=True)
-        code, seconds = json.loads(self._process.stdout.readline())
+        code, seconds = self._asked(folder, [arguments], delay_s)
         return int(code), float(seconds)
+
+    def run_two(
+        self, folder: Path, first: dict[str, Any], second: dict[str, Any], apart_s: float
+    ) -> list[tuple[int, str]]:
+        """Starts two in one folder, `apart_s` apart; exit code and what it said of each."""
+        return [(code, said) for code, said in self._asked(folder, [first, second], apart_s)]
+
+    def _asked(self, folder: Path, arguments: list[dict[str, Any]], seconds: float) -> Any:
+        assert self._process.stdin and self._process.stdout, "made with pipes"
+        trial = json.dumps([str(folder), arguments, seconds])
+        print(trial, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
 
     def kill_at_random(
         self,
@@ -54,25 +87,33 @@ class Killer:
         check: Callable[[Path], None],
         done: Callable[[Path], None],
         seed: int = 0,
+        units: str = UNITS,
         **arguments: Any,
-    ) -> None:
+    ) -> Cost:
         """Kills at random instants, `kills` times in all, each folder up to four times.
 
         `check(folder)` runs after each kill, `done(folder)` after the run that ends by itself.
+        Files named as `units` are those whose loss is work done again.
         """
         self.run(work / "warm", **arguments)
         code, clean_s = self.run(work / "timed", **arguments)
         assert code == 0
-        draw, killed, trial = random.Random(seed), 0, 0
-        while killed < kills:
+        draw, cost, trial = random.Random(seed), Cost(), 0
+        while cost.kills < kills:
             folder, trial = work / f"trial{trial}", trial + 1
+            before: set[tuple[str, int]] = set()
             for _ in range(4):
                 delay_s = draw.uniform(0, clean_s)
-                killed += self.run(folder, delay_s, **arguments)[0] == -signal.SIGKILL
+                cost.kills += self.run(folder, delay_s, **arguments)[0] == -signal.SIGKILL
                 check(folder)
-            assert self.run(folder, **arguments)[0] == 0, f"trial {trial}"
+                before = cost.lose(before, there(folder, units))
+            code, seconds = self.run(folder, **arguments)
+            assert code == 0, f"trial {trial}"
+            cost.lose(before, there(folder, units))
+            cost.recovered_s = max(cost.recovered_s, seconds)
             done(folder)
             shutil.rmtree(folder)
+        return cost
 
     def __enter__(self) -> Killer:
         return self
@@ -106,13 +147,40 @@ def _killed(
     return os.waitstatus_to_exitcode(status), time.monotonic() - start_s
 
 
+def _two(
+    act: Callable[..., int], folder: str, arguments: list[dict[str, Any]], apart_s: float
+) -> list[tuple[int, str]]:
+    children = []
+    for number, given in enumerate(arguments):
+        time.sleep(apart_s * number)
+        with tempfile.TemporaryFile() as said:
+            child = os.fork()
+            if child == 0:
+                os.dup2(said.fileno(), 2)
+                os._exit(act(Path(folder), **given))
+            children.append((child, os.dup(said.fileno())))
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
+    return [(code, _said(file)) for code, (_, file) in zip(ended, children, strict=True)]
+
+
+def _said(file: int) -> str:
+    with os.fdopen(file, "rb") as opened:
+        opened.seek(0)
+        return opened.read().decode(errors="replace")
+
+
 def main() -> None:
     """Reads a trial per line, answers with what came of it."""
     act = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        print(json.dumps(_killed(act, *json.loads(line))), file=answers, flush=True)
+        folder, arguments, seconds = json.loads(line)
+        if len(arguments) == 2:
+            found: Any = _two(act, folder, arguments, seconds)
+        else:
+            found = _killed(act, folder, arguments[0], seconds)
+        print(json.dumps(found), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+"""A pack that is killed, torn, out of room, cut off from power or started twice: the same bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medray.shards import INDEX
+from tests import outcomes
+from tests.chaos_budget import trials
+from tests.faults import preload
+from tests.faults.kill import tree_sha256
+from tests.faults.killer import Cost, Killer, there
+from tests.faults.operations import each_cut, each_operation, fresh
+from tests.pack import small_pack
+from tests.pack.small_pack import is_result
+
+PUBLISHED = (".tar", ".idx", ".json", ".csv", ".png")
+Tree = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(small_pack.make_source(tmp_path_factory.mktemp("source") / "in"))
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[preload.Forks]:
+    with preload.Forks(small_pack.make) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer(small_pack.make) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def clean(killer: Killer, source: str, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The files of an undisturbed pack."""
+    folder = tmp_path_factory.mktemp("clean")
+    assert killer.run(folder, source=source)[0] == 0
+    found = tree_sha256(folder, is_result)
+    assert sum(name.endswith(".tar") for name in found) == 2
+    return found
+
+
+def half_written(folder: Path, clean: Tree) -> list[str]:
+    """Names that a reader takes for finished files though they are not."""
+    there = tree_sha256(folder, is_result)
+    return [n for n, digest in there.items() if n.endswith(PUBLISHED) and digest != clean[n]]
+
+
+def same(folder: Path, clean: Tree) -> bool:
+    return tree_sha256(folder, is_result) == clean
+
+
+# --- kills --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(trials(50, 200), marks=pytest.mark.chaos)])
+def test_killed_at_random_instants_the_rerun_gives_the_same_bytes(
+    source: str, clean: Tree, killer: Killer, tmp_path: Path, kills: int
+) -> None:
+    def nothing_half(folder: Path) -> None:
+        assert not folder.exists() or half_written(folder, clean) == []
+
+    def equal(folder: Path) -> None:
+        assert same(folder, clean)
+
+    cost = killer.kill_at_random(tmp_path, kills, check=nothing_half, done=equal, source=source)
+    outcomes.record(
+        part="pack",
+        fault="kill -9 at a random instant",
+        trials=cost.kills,
+        lost=cost.lost,
+        unit="shards",
+        recovered_s=cost.recovered_s,
+        wrong=0,
+    )
+
+
+STEPS = [9, pytest.param(1, marks=pytest.mark.chaos)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("action", ["exit", "torn"])
+def test_killed_at_the_kth_operation_nothing_is_half_and_the_rerun_is_equal(
+    source: str, clean: Tree, forks: preload.Forks, tmp_path: Path, action: str, step: int
+) -> None:
+    cost = Cost()
+
+    def trial(folder: Path, outcome: preload.Outcome) -> None:
+        assert half_written(folder, clean) == []
+        before = there(folder)
+        assert forks.run(folder, source=source).result == 0
+        cost.lose(before, there(folder))
+        assert same(folder, clean)
+
+    count = each_operation(forks, tmp_path, trial, step=step, action=action, source=source)
+    assert count * step > 40
+    outcomes.record(
+        part="pack",
+        fault="killed at the k-th I/O operation",
+        trials=count,
+        lost=cost.lost,
+        unit="shards",
+        recovered_s=None,
+        wrong=0,
+    )
+
+
+def test_control_without_part_and_digests_half_a_shard_bears_its_name(
+    source: str, clean: Tree, forks: preload.Forks, tmp_path: Path
+) -> None:
+    found: list[str] = []
+
+    def trial(folder: Path, outcome: preload.Outcome) -> None:
+        found.extend(half_written(folder, clean))
+
+    more = {"action": "torn", "source": source, "guarded": False}
+    each_operation(forks, tmp_path, trial, step=2, **more)
+    assert any(name.endswith(".tar") for name in found)
+
+
+# --- the power ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.chaos)])
+def test_a_power_cut_publishes_nothing_bad_and_keeps_what_was_acknowledged(
+    source: str, clean: Tree, forks: preload.Forks, tmp_path: Path, step: int
+) -> None:
+    count = 0
+    for folder, acknowledged in each_cut(forks, tmp_path, step=step, source=source):
+        count += 1
+        assert half_written(folder, clean) == []
+        if acknowledged:
+            assert same(folder, clean), "acknowledged, so all of it is there"
+        assert forks.run(folder, source=source).result == 0
+        assert same(folder, clean)
+    outcomes.record(
+        part="pack",
+        fault="power cut",
+        trials=count,
+        lost=0,
+        unit="published files",
+        recovered_s=None,
+        wrong=0,
+    )
+
+
+def test_control_without_fsync_a_power_cut_loses_what_was_acknowledged(
+    source: str, clean: Tree, forks: preload.Forks, tmp_path: Path
+) -> None:
+    found = [
+        same(folder, clean)
+        for folder, acknowledged in each_cut(
+            forks, tmp_path, cuts=5, step=1000, source=source, durable=False
+        )
+        if acknowledged
+    ]
+    assert found and not all(found)
+
+
+# --- the disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [13, pytest.param(2, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("action, text", [("enospc", "No space left"), ("eio", "Input/output")])
+def test_a_full_or_failing_disk_is_exit_code_4_and_the_rerun_is_equal(
+    source: str,
+    clean: Tree,
+    forks: preload.Forks,
+    tmp_path: Path,
+    action: str,
+    text: str,
+    step: int,
+) -> None:
+    codes: list[int] = []
+    cost = Cost()
+
+    def trial(folder: Path, outcome: preload.Outcome) -> None:
+        codes.append(outcome.result)
+        assert half_written(folder, clean) == []
+        before = there(folder)
+        assert forks.run(folder, source=source).result == 0
+        cost.lose(before, there(folder))
+        assert same(folder, clean)
+
+    each_operation(forks, tmp_path, trial, step=step, action=action, source=source)
+    assert set(codes) <= {0, 4} and codes.count(4) >= 2
+    outcomes.record(
+        part="pack",
+        fault="disk full, EIO",
+        trials=codes.count(4),
+        lost=cost.lost,
+        unit="shards",
+        recovered_s=None,
+        wrong=0,
+        note=action,
+    )
+
+
+@pytest.mark.parametrize("offsets", [3, pytest.param(trials(20, 40), marks=pytest.mark.chaos)])
+def test_a_disk_that_fills_up_is_named_and_publishes_nothing_half(
+    source: str, clean: Tree, forks: preload.Forks, tmp_path: Path, offsets: int
+) -> None:
+    whole = fresh(tmp_path / "whole")
+    assert forks.run(whole, source=source).result == 0
+    total = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    cost = Cost()
+    for number in range(offsets):
+        folder = fresh(tmp_path / "full")
+        room_bytes = total * (number + 1) // (offsets + 2)
+        assert forks.run(folder, source=source, room_bytes=room_bytes).result == 4
+        assert half_written(folder, clean) == []
+        assert not (folder / "set" / INDEX).exists()
+        before = there(folder)
+        assert forks.run(folder, source=source).result == 0
+        cost.lose(before, there(folder))
+        assert same(folder, clean)
+    outcomes.record(
+        part="pack",
+        fault="disk full, EIO",
+        trials=offsets,
+        lost=cost.lost,
+        unit="shards",
+        recovered_s=None,
+        wrong=0,
+        note="after so many bytes",
+    )
+
+
+# --- two at once --------------------------------------------------------------------------------
+
+
+def both(
+    killer: Killer, source: str, tmp_path: Path, count: int, **more: Any
+) -> Iterator[tuple[Path, list[tuple[int, str]]]]:
+    """Two packs of different plans on one place, apart by up to the time that one takes."""
+    killer.run(tmp_path / "warm", source=source)
+    _, clean_s = killer.run(tmp_path / "timed", source=source)
+    draw = random.Random(0)
+    for _ in range(count):
+        folder = fresh(tmp_path / "two")
+        given = [{"source": source, "size_px": size_px, **more} for size_px in (8, 6)]
+        yield folder, killer.run_two(folder, *given, apart_s=draw.uniform(0, clean_s))
+
+
+@pytest.fixture(scope="module")
+def other(killer: Killer, source: str, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The files of the other plan."""
+    folder = tmp_path_factory.mktemp("other")
+    assert killer.run(folder, source=source, size_px=6)[0] == 0
+    return tree_sha256(folder, is_result)
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(trials(20, 60), marks=pytest.mark.chaos)])
+def test_of_two_starts_on_one_place_one_is_refused_and_nothing_is_mixed(
+    source: str, clean: Tree, other: Tree, killer: Killer, tmp_path: Path, count: int
+) -> None:
+    for folder, ended in both(killer, source, tmp_path, count):
+        assert sorted(code for code, _ in ended) == [0, 2], ended
+        refused = next(said for code, said in ended if code == 2)
+        assert "another pack is writing" in refused or "another plan" in refused
+        assert tree_sha256(folder, is_result) in (clean, other)
+    outcomes.record(
+        part="pack",
+        fault="two starts on one output",
+        trials=count,
+        lost=0,
+        unit="shards",
+        recovered_s=None,
+        wrong=0,
+    )
+
+
+def test_control_without_the_lock_two_starts_do_not_keep_out_of_each_others_way(
+    source: str, clean: Tree, other: Tree, killer: Killer, tmp_path: Path
+) -> None:
+    found = [
+        ([code for code, _ in ended], tree_sha256(folder, is_result))
+        for folder, ended in both(killer, source, tmp_path, 12, guarded=False)
+    ]
+    assert any(sorted(codes) != [0, 2] or tree not in (clean, other) for codes, tree in found)
