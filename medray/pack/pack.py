@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from medray import log
 from medray.errors import DataError, UsageError
@@ -140,20 +140,34 @@ def _alone(store: Store) -> Iterator[None]:
     if not store.is_local:
         yield
         return
-    make_folder(store.path(STATE))
-    with open(store.path(LOCK), "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another pack is writing to {store.url}", hint="wait for it, or take another --out"
-            ) from None
+    with _locked(store):
         try:
             yield
         finally:
             store.remove(LOCK)  # before it is freed, so that nobody waits on a file that is gone
             with contextlib.suppress(OSError):
                 store.path(STATE).rmdir()  # where nothing is left to go on from
+
+
+def _locked(store: Store) -> IO[bytes]:
+    """The open lock of the folder; UsageError where another pack has it."""
+    path = store.path(LOCK)
+    while True:
+        make_folder(path.parent)
+        # Who held it may take it away, and its folder, between any two of these lines.
+        with contextlib.suppress(FileNotFoundError):
+            lock = path.open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                raise UsageError(
+                    f"another pack is writing to {store.url}",
+                    hint="wait for it, or take another --out",
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+            lock.close()
 
 
 def _start(store: Store, plan: Plan, overwrite: bool) -> ShardIndex | None:

@@ -188,3 +188,27 @@ def test_a_second_pack_on_the_same_place_is_refused_while_the_first_runs(source,
     ):
         run(source, tmp_path / "out")
     run(source, tmp_path / "out")  # and not a moment longer
+
+
+@pytest.mark.parametrize("goes", ["before it is opened", "before it is locked"])
+def test_a_lock_that_its_holder_takes_away_meanwhile_is_asked_for_again(
+    source, tmp_path, monkeypatch, goes
+):
+    """Else two packs that start just then would both go on, each with a lock of its own."""
+    store = Store(tmp_path / "out")
+    first = contextlib.ExitStack()
+    first.enter_context(pack_module._alone(store))
+    made, lock = pack_module.make_folder, pack_module.fcntl.flock
+    if goes == "before it is opened":
+        monkeypatch.setattr(
+            pack_module, "make_folder", lambda folder: (made(folder), first.close())
+        )
+    else:
+        monkeypatch.setattr(
+            pack_module.fcntl, "flock", lambda *given: (first.close(), lock(*given))
+        )
+    with pack_module._alone(store):
+        monkeypatch.undo()
+        monkeypatch.setenv("MEDRAY_SECRET_KEY", "0123456789abcdef")
+        with pytest.raises(UsageError, match="another pack is writing"):
+            run(source, tmp_path / "out")
