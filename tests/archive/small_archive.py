@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -10,13 +11,24 @@ from jobs import archive
 from tests.archive.made_parts import arguments
 
 
-def make(folder: Path, parts: str, durable: bool = True, guarded: bool = True) -> int:
+def make(
+    folder: Path,
+    parts: str,
+    durable: bool = True,
+    guarded: bool = True,
+    alone: bool = True,
+    seed: int = 0,
+    wait_s: float = 5,
+) -> int:
     """Makes the archive at `folder`/archive; the exit code."""
     if not durable:
         os.fsync = lambda handle: None
     if not guarded:
         _write_under_final_names()
-    return archive.main([*arguments(Path(parts), folder / "archive"), "--wait-s", "5", "--quiet"])
+    if not alone:
+        fcntl.flock = lambda file, kind: None
+    more = ("--seed", seed, "--wait-s", wait_s, "--quiet")
+    return archive.main(arguments(Path(parts), folder / "archive", *more))
 
 
 def _write_under_final_names() -> None:

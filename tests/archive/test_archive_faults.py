@@ -188,6 +188,41 @@ def test_a_second_start_on_the_same_place_is_refused_while_the_first_runs(parts,
     assert run(parts, out, "--wait-s", 0) == 0
 
 
+@pytest.fixture(scope="module")
+def other(killer, parts, tmp_path_factory):
+    """The files of an undisturbed run with another seed."""
+    folder = tmp_path_factory.mktemp("other")
+    assert killer.run(folder, parts=str(parts), seed=1)[0] == 0
+    return tree_sha256(folder / "archive", is_result)
+
+
+def kept_out(killer, parts, clean, other, tmp_path, count, **more):
+    """How many of two starts at once the lock kept out; nothing is mixed, whoever was first."""
+    refused, first = 0, {"parts": str(parts), "wait_s": 0, **more}
+    for folder, ended in killer.two_starts(tmp_path, first, {**first, "seed": 1}, count):
+        assert sorted(code for code, _ in ended) in ([0, 0], [0, 2], [0, 4]), ended
+        assert tree_sha256(folder / "archive", is_result) in (clean, other)
+        refused += any(code == 4 and "in use by" in said for code, said in ended)
+        assert all("another plan" in said for code, said in ended if code == 2), ended
+    return refused
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(trials(20, 60), marks=pytest.mark.chaos)])
+def test_of_two_starts_on_one_place_one_is_refused_and_nothing_is_mixed(
+    parts, clean, other, killer, tmp_path, count
+):
+    assert kept_out(killer, parts, clean, other, tmp_path, count) > 0
+    kept("two starts on one output", count, 0)
+
+
+@pytest.mark.chaos
+def test_control_without_the_lock_two_starts_do_not_keep_out_of_each_others_way(
+    parts, clean, other, killer, tmp_path
+):
+    with pytest.raises(AssertionError):
+        assert kept_out(killer, parts, clean, other, tmp_path, 8, alone=False) > 0
+
+
 RATES = {"unavailable": 0.05, "reset": 0.05, "short_read": 0.05, "stall": 0.05, "stall_s": 0.01}
 
 

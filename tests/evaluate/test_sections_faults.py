@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from medray.evaluate.sections import CACHE, kept
 from medray.store import Store
+from tests import outcomes
 from tests.evaluate import small_report
 from tests.evaluate.small_report import leave, make
 from tests.faults import preload, stores
 from tests.faults.kill import tree_sha256
+from tests.faults.operations import each_cut, each_operation
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,15 @@ def finished(folder):
     return (folder / "out" / "summary.json").exists()
 
 
-def each(forks, base, action, trial, **named):
-    """The fault at operation 1, 2, ... until it is past; how many there are."""
-    at = 0
-    while True:
-        at += 1
-        folder = base / "work"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        outcome = forks.run(folder, at=at, action=action, **named)
-        trial(folder, outcome)
-        if outcome.operations and outcome.operations < at:
-            return at - 1
+def whole(folder):
+    """The files without those that a killed writer left unfinished."""
+    return tree_sha256(folder, lambda name: ".part" not in name)
+
+
+def kept_outcome(fault, count, note=""):
+    """Keeps what came of `count` faults: nothing was wrong, or the test would not be here."""
+    more = {"lost": 1, "unit": "sections", "recovered_s": None, "wrong": 0, "note": note}
+    outcomes.record(part="evaluate", fault=fault, trials=count, **more)
 
 
 @pytest.mark.parametrize("action", ["exit", "torn"])
@@ -51,12 +48,13 @@ def test_killed_at_any_operation_the_same_command_ends_with_the_same_bytes(
 ):
     def trial(folder, outcome):
         if finished(folder):
-            found = tree_sha256(folder, lambda name: ".part" not in name)
-            assert found == clean, "a summary stands for a whole report"
+            assert whole(folder) == clean, "a summary stands for a whole report"
         leave(folder)
-        assert tree_sha256(folder, lambda name: ".part" not in name) == clean
+        assert whole(folder) == clean
 
-    assert each(forks, tmp_path, action, trial) >= 20
+    count = each_operation(forks, tmp_path, trial, action=action)
+    assert count >= 20
+    kept_outcome("killed at the k-th I/O operation", count)
 
 
 @pytest.mark.parametrize("action", ["enospc", "eio"])
@@ -69,10 +67,32 @@ def test_a_full_or_failing_disk_is_a_named_error_and_a_rerun_is_equal(
         assert outcome.error in ("", "ResourceError"), outcome
         errors.append(outcome.error)
         leave(folder)
-        assert tree_sha256(folder, lambda name: ".part" not in name) == clean
+        assert whole(folder) == clean
 
-    each(forks, tmp_path, action, trial)
+    each_operation(forks, tmp_path, trial, action=action)
     assert errors.count("ResourceError") >= 5
+    kept_outcome("disk full, EIO", errors.count("ResourceError"), action)
+
+
+def test_a_power_cut_leaves_no_summary_without_its_report(forks, clean, tmp_path):
+    count = 0
+    for folder, acknowledged in each_cut(forks, tmp_path):
+        count += 1
+        assert not acknowledged or finished(folder)
+        if finished(folder):
+            assert whole(folder) == clean, "a summary stands for a whole report"
+        leave(folder)
+        assert whole(folder) == clean
+    kept_outcome("power cut", count)
+
+
+def test_control_without_fsync_a_power_cut_halves_what_was_acknowledged(forks, clean, tmp_path):
+    left = [
+        whole(folder) == clean
+        for folder, acknowledged in each_cut(forks, tmp_path, cuts=5, step=1000, durable=False)
+        if acknowledged
+    ]
+    assert left and not all(left)
 
 
 def test_control_a_summary_written_first_is_taken_for_a_report(forks, clean, tmp_path):
@@ -81,7 +101,7 @@ def test_control_a_summary_written_first_is_taken_for_a_report(forks, clean, tmp
     def trial(folder, outcome):
         wrong.append(finished(folder) and tree_sha256(folder) != clean)
 
-    each(forks, tmp_path, "exit", trial, summary_first=True)
+    each_operation(forks, tmp_path, trial, action="exit", summary_first=True)
     assert sum(wrong) >= 5
 
 

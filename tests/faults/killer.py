@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,23 @@ class Killer:
     ) -> list[tuple[int, str]]:
         """Starts two in one folder, `apart_s` apart; exit code and what it said of each."""
         return [(code, said) for code, said in self._asked(folder, [first, second], apart_s)]
+
+    def two_starts(
+        self, work: Path, first: dict[str, Any], other: dict[str, Any], count: int
+    ) -> Iterator[tuple[Path, list[tuple[int, str]]]]:
+        """`count` times two starts in one folder: the same work twice, or another as the second.
+
+        They are apart by no time at all or up to the time that one takes, drawn from a fixed seed.
+        """
+        self.run(work / "warm", **first)
+        _, clean_s = self.run(work / "timed", **first)
+        draw = random.Random(0)
+        for number in range(count):
+            folder = work / "two"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            apart_s = draw.uniform(0, clean_s) if number % 4 > 1 else 0.0
+            yield folder, self.run_two(folder, first, other if number % 2 else first, apart_s)
 
     def _asked(self, folder: Path, arguments: list[dict[str, Any]], seconds: float) -> Any:
         assert self._process.stdin and self._process.stdout, "made with pipes"

@@ -39,26 +39,32 @@ def make_source(folder: Path) -> Path:
 
 
 def make(
-    folder: Path, source: str, durable: bool = True, guarded: bool = True, size_px: int = 8
+    folder: Path,
+    source: str,
+    durable: bool = True,
+    guarded: bool = True,
+    alone: bool = True,
+    size_px: int = 8,
 ) -> int:
     """Packs into `folder`/set; the exit code."""
     worker.shared = _Here  # type: ignore[assignment]
     if not durable:
         os.fsync = lambda handle: None
     if not guarded:
-        _without_guards()
+        _write_under_final_names()
+    if not alone:
+        fcntl.flock = lambda file, kind: None
     given = f"--source {source}/images --secret-file {source}/secret --out {folder}/set"
     small = f"--samples-per-shard {PER_SHARD} --workers 0 --val 0 --test 0 --name small --quiet"
     return pack.main([*given.split(), *small.split(), "--size-px", str(size_px), "--bits", "8"])
 
 
-def _without_guards() -> None:
-    """What is half written bears its final name, nobody looks twice, nobody is kept out."""
+def _write_under_final_names() -> None:
+    """Takes a guard away: what is half written bears its final name, and nobody looks twice."""
     from medray.shards import writer
 
     writer._part_path = lambda store, name: store.path(f"{name}.tar")
     worker._is_whole = lambda store, shard: True
-    fcntl.flock = lambda file, kind: None
 
 
 def is_result(name: str) -> bool:
