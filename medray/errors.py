@@ -63,6 +63,13 @@ class ResourceError(MedrayError, RuntimeError):
     exit_code = 4
 
 
+class StoreOutage(ResourceError):
+    """An object store or web server that does not answer, or not with what was asked for.
+
+    It may pass: what is there is neither absent nor damaged, and the same command goes on.
+    """
+
+
 # What the machine or its disks refuse whatever the program does.
 _OF_THE_MACHINE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -1,24 +1,42 @@
 """A folder, or a prefix of an object store, behind one small interface (fsspec underneath).
 
 What is written appears whole or not at all, and survives a power cut: `.part`, fsync, rename,
-fsync of the folder; on an object store a single PUT.
+fsync of the folder; on an object store a single PUT. A web server (https://) can be read only.
+
+A store that does not answer, or not with what was asked for, is asked again for half a minute;
+then it is a StoreOutage, which is never taken for something absent or damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
+from medray import log
 from medray._parts import PART, open_part, part_path
-from medray.errors import ResourceError, UsageError
+from medray._remote import WEB, kind_of, open_remote
+from medray.errors import ResourceError, StoreOutage, UsageError
 
-__all__ = ["PART", "RETRY_DELAYS_S", "Store", "fsync_folder", "make_folder"]
+__all__ = ["PART", "RETRY_DELAYS_S", "Store", "fsync_folder", "make_folder", "pause"]
 # An object store that answers 503, resets a connection or sends too few bytes is asked again.
-RETRY_DELAYS_S = (0.1, 0.3, 0.9, 2.7)
+RETRY_DELAYS_S = (0.1, 0.3, 0.9, 2.7, 8.1, 24.3)
+# A person is told about waiting that they would notice.
+LONG_S = 2.0
+# What a file opened in an object store reads at a time, and objects that are removed in one call.
+BUFFER_BYTES, REMOVED_AT_ONCE = 1 << 22, 1000
+
+
+def pause(delay_s: float, url: str, why: object) -> None:
+    """Waits before a store is asked again: many processes that it failed must not come at once."""
+    if delay_s >= LONG_S:
+        log.warn("store", f"the store {url} is asked again in {delay_s:.0f} s: {why}", store=url)
+    time.sleep(delay_s * (0.75 + secrets.randbelow(1000) / 2000))
 
 
 def fsync_folder(folder: Path) -> None:
@@ -50,7 +68,7 @@ class Store:
             text = text.removeprefix("file://")
         self.is_local = "://" not in text
         self.url = str(Path(text).absolute()) if self.is_local else text.rstrip("/")
-        remote = (None, "") if self.is_local else _filesystem(self.url)
+        remote = (None, "") if self.is_local else open_remote(self.url)
         self._fs: Any = remote[0]
         self._root: str = remote[1]
 
@@ -79,14 +97,20 @@ class Store:
         """Size of `name` in bytes."""
         if self.is_local:
             return self.path(name).stat().st_size
-        return int(self._call("size", self._remote(name)))
+        size = self._call("size", self._remote(name))
+        if size is None:
+            raise ResourceError(
+                f"{self.url}/{name}: the server does not say how many bytes it has",
+                hint="serve the files as they are: no compression, no pages made on the way",
+            )
+        return int(size)
 
     def open(self, name: str) -> IO[bytes]:
         """Opens `name` for reading."""
         if self.is_local:
             return self.path(name).open("rb")
-        opened: IO[bytes] = self._call("open", self._remote(name), "rb")
-        return opened
+        raw = _RemoteFile(self, name, self.size(name))
+        return io.BufferedReader(raw, BUFFER_BYTES)
 
     def read_bytes(self, name: str) -> bytes:
         """All of `name`; FileNotFoundError where it is absent."""
@@ -94,13 +118,14 @@ class Store:
             return self.path(name).read_bytes()
         for delay_s in (*RETRY_DELAYS_S, None):
             data = bytes(self._call("cat_file", self._remote(name)))
-            size = self.size(name)
+            size = self._call("size", self._remote(name))
             # Some clients hand on what came before a connection broke, in silence.
-            if len(data) == size:
+            if size is None or len(data) == size:
                 break
+            what = f"{self.url}/{name} has {size} bytes, {len(data)} arrived"
             if delay_s is None:
-                raise ResourceError(f"{self.url}/{name} has {size} bytes, {len(data)} arrived")
-            time.sleep(delay_s)
+                raise _outage(what)
+            pause(delay_s, self.url, what)
         return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -109,12 +134,28 @@ class Store:
             with self.path(name).open("rb") as file:
                 file.seek(start)
                 return file.read(length)
+        if length <= 0:
+            return b""
         return bytes(self._call("cat_file", self._remote(name), start=start, end=start + length))
+
+    def read_whole(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of `name` from byte `start`, as `read_range`, asked for until all came.
+
+        Fewer where the store says itself that it has no more; StoreOutage where they do not come.
+        """
+        for delay_s in (*RETRY_DELAYS_S, None):
+            data = self.read_range(name, start, length)
+            if len(data) == length or len(data) == max(0, self.size(name) - start):
+                return data
+            what = f"{self.url}/{name}: of {length} bytes from {start} {len(data)} arrived"
+            if delay_s is not None:
+                pause(delay_s, self.url, what)
+        raise _outage(what)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Publishes `data` under `name`: whole or not at all."""
         if not self.is_local:
-            self._call("pipe_file", self._remote(name), data)
+            self._write("pipe_file", self._remote(name), data)
             return
         target = self.path(name)
         part = part_path(target)
@@ -133,7 +174,7 @@ class Store:
     def publish(self, local_path: Path, name: str) -> None:
         """Publishes a finished local file under `name` and removes it from where it was."""
         if not self.is_local:
-            self._call("put_file", str(local_path), self._remote(name))
+            self._write("put_file", str(local_path), self._remote(name))
             local_path.unlink()
             return
         target = self.path(name)
@@ -165,6 +206,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Removes `name`; nothing happens where it is absent."""
+        self._check_writable()
         if self.is_local:
             try:
                 self.path(name).unlink(missing_ok=True)
@@ -177,49 +219,108 @@ class Store:
 
     def remove_tree(self, name: str = "") -> None:
         """Removes everything below `name`."""
+        self._check_writable()
         if self.is_local:
             try:
                 if self.path(name).exists():
                     shutil.rmtree(self.path(name))
             except OSError as error:
                 raise _not_removed(self.path(name), error) from error
-        elif self.exists(name):
-            with contextlib.suppress(FileNotFoundError):
-                self._call("rm", self._remote(name), recursive=True)
+            return
+        for _ in (*RETRY_DELAYS_S, None):
+            found = self._remote_names(name)
+            if not found:
+                return
+            for at in range(0, len(found), REMOVED_AT_ONCE):
+                some = [self._remote(one) for one in found[at : at + REMOVED_AT_ONCE]]
+                # What is gone already was removed by an answer that was lost.
+                with contextlib.suppress(FileNotFoundError):
+                    self._call("rm", some)
+        raise ResourceError(f"cannot remove {len(found)} objects below {self.url}/{name}")
+
+    def _check_writable(self) -> None:
+        if self.url.startswith(WEB):
+            raise UsageError(
+                f"{self.url} is a web server: it can be read only",
+                hint="write to a folder or an object store, and serve that",
+            )
+
+    def _write(self, method: str, *arguments: Any) -> None:
+        self._check_writable()
+        try:
+            self._call(method, *arguments)
+        except FileNotFoundError as error:
+            raise ResourceError(
+                f"cannot write to {self.url}: {error}",
+                hint="make the bucket first, or mend its name",
+            ) from error
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """One call, repeated while the network fails; FileNotFoundError or ResourceError."""
+        """One call, repeated while the store fails; FileNotFoundError or ResourceError."""
         for delay_s in (*RETRY_DELAYS_S, None):
             try:
                 return getattr(self._fs, method)(*arguments, **named)
-            except FileNotFoundError:
-                raise
-            except (OSError, ValueError, RuntimeError) as error:
-                lasting = isinstance(error, PermissionError) or not isinstance(error, OSError)
-                if lasting or delay_s is None:
-                    raise ResourceError(
-                        f"the store {self.url} failed at {method}: {type(error).__name__}: {error}",
-                        hint="the store may be unreachable for a while: the same command goes on",
-                    ) from error
-            time.sleep(delay_s)
+            except Exception as error:
+                kind = kind_of(error)
+                if kind is None:
+                    raise
+                if kind == "beyond":
+                    return b""
+                if kind != "passing" or delay_s is None:
+                    self._fail(method, kind, error)
+                why = _words(error)
+            pause(delay_s, self.url, why)
         raise AssertionError("the last attempt returns or raises")
+
+    def _fail(self, method: str, kind: str, error: Exception) -> NoReturn:
+        if kind == "absent":
+            raise error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error))
+        what = f"the store {self.url} failed at {method}: {_words(error)}"
+        if kind == "passing":
+            raise _outage(what) from error
+        hint = "its keys, their rights, its name and its certificate must be right"
+        raise ResourceError(what, hint=hint) from error
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object read by ranges, each of them whole."""
+
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        super().__init__()
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        """As a file's."""
+        return True
+
+    def seekable(self) -> bool:
+        """As a file's."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file's."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """As a file's; StoreOutage where bytes do not come."""
+        length = min(len(buffer), max(0, self._size - self._at))
+        data = self._store.read_whole(self._name, self._at, length) if length else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _outage(what: str) -> StoreOutage:
+    return StoreOutage(
+        what, hint="the store may be unreachable for a while: the same command goes on"
+    )
 
 
 def _not_removed(path: Path, error: OSError) -> ResourceError:
     return ResourceError(f"cannot remove {path}: {error.strerror}")
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        raise UsageError(
-            f"cannot open {url}: {error}",
-            hint="give a folder or a URL such as file://, memory://, s3:// (s3 needs medray[s3])",
-        ) from error
-    # Object stores answer from a listing made earlier unless told not to.
-    if hasattr(filesystem, "use_listings_cache"):
-        filesystem.use_listings_cache = False
-    return filesystem, str(root).rstrip("/")

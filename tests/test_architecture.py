@@ -79,6 +79,7 @@ def _part(path: Path) -> str:
 
 SPLIT_FROM = {
     "_parts": "store",
+    "_remote": "store",
     "_run_entry": "rundir",
     "_run_info": "rundir",
     "_run_log": "rundir",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import weakref
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -19,7 +18,7 @@ import google_crc32c as crc32c
 from medray.errors import DataError, ResourceError
 from medray.records import Sample, Shard
 from medray.shards import _members, _tar
-from medray.store import RETRY_DELAYS_S, Store
+from medray.store import Store
 
 
 class Row(TypedDict):
@@ -68,15 +67,16 @@ class _RemoteBytes:
 
 
 def read_whole(store: Store, name: str, offset: int, size: int) -> bytes:
-    """`size` bytes of an object; asked for again where fewer arrive, then a ResourceError."""
-    for delay_s in (*RETRY_DELAYS_S, None):
-        data = store.read_range(name, offset, size)
-        if len(data) == size:
-            return data
-        if delay_s is not None:
-            time.sleep(delay_s)
-    got = f"asked for {size} bytes from {offset}, {len(data)} arrived"
-    raise ResourceError(f"{store.url}/{name}: {got}")
+    """`size` bytes of an object; DataError where it is shorter, StoreOutage where they stay out."""
+    data = store.read_whole(name, offset, size)
+    if len(data) < size:
+        raise DataError(
+            f"it is cut: it ends before byte {offset + size}, at {offset + len(data)}",
+            code="MR-D024",
+            where=f"{store.url}/{name}",
+            hint="copy it there again",
+        )
+    return data
 
 
 def tar_name(name: str) -> str:

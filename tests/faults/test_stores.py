@@ -10,7 +10,7 @@ import pytest
 from medray import lease as lease_module
 from medray import store as store_module
 from medray.checkpoints import Checkpoints
-from medray.errors import DataError, ResourceError
+from medray.errors import DataError, ResourceError, StoreOutage
 from medray.rundir import RunDir
 from medray.store import Store
 from tests.faults import publisher, stores
@@ -73,11 +73,17 @@ def test_a_stall_waits() -> None:
     assert waits and set(waits) == {2.0}
 
 
-def test_reads_of_an_open_file_come_short_too() -> None:
+def test_reads_of_an_open_file_come_short_too_and_are_asked_for_again() -> None:
     store = Store("faulty://bucket")
-    store.write_bytes("x", bytes(100))
+    store.write_bytes("x", bytes(range(100)))
+    with stores.faults(short_read=0.5) as faults:
+        for _ in range(20):
+            with store.open("x") as file:
+                assert file.read(80) + file.read() == bytes(range(100))
+    assert faults.injected["short_read"] >= 5
     with stores.faults(short_read=1.0), store.open("x") as file:
-        assert len(file.read(80)) < 80
+        with pytest.raises(StoreOutage, match="arrived"):
+            file.read(80)
 
 
 def _train_remotely(url: str, seed: int, rates: dict[str, float]) -> tuple[dict[str, bytes], int]:

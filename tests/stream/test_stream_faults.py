@@ -10,7 +10,6 @@ import pytest
 
 from medray import log, store
 from medray.errors import DataError, ResourceError, UsageError
-from medray.shards import reader
 from medray.store import Store
 from medray.stream import Source, Stream
 from tests.faults import stores
@@ -30,8 +29,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    for module in (store, reader):
-        monkeypatch.setattr(module, "RETRY_DELAYS_S", (0.0,) * 4)
+    monkeypatch.setattr(store, "RETRY_DELAYS_S", (0.0,) * 4)
 
 
 def damage(folder: Path, *numbers: int) -> set[str]:

@@ -1,0 +1,142 @@
+"""Object stores and web servers through fsspec: opened alike, and what their clients raise sorted.
+
+Each client has its own errors, and some call everything "not found" or nothing at all: here the
+status that the server gave counts, where there was one, then what kind of error it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from typing import Any, Literal
+
+from medray.errors import UsageError
+
+# absent: it is not there. beyond: a range past its end. passing: worth asking again. refused: not.
+Kind = Literal["absent", "beyond", "passing", "refused"]
+
+WEB = ("http://", "https://")
+# An answer that takes longer is asked for again: by us, so the clients' own retries are off.
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
+_STATUS: dict[int, Kind] = {404: "absent", 410: "absent", 416: "beyond"}
+# 400: a body that was cut on its way up. 409: two at once. 425, 429: too early, too often.
+_PASSING_STATUS = frozenset((400, 408, 409, 425, 429))
+# What a client says before it has asked anybody.
+_REFUSED_NAMES = frozenset(
+    "NoCredentialsError PartialCredentialsError ProfileNotFound ParamValidationError "
+    "UnknownEndpointError InvalidRegionError NoRegionError ConfigParseError "
+    "CredentialRetrievalError DefaultCredentialsError InvalidURL InvalidUrlClientError".split()
+)
+_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "urllib3", "requests")
+
+
+def open_remote(url: str) -> tuple[Any, str]:
+    """The client for a URL and the root there; UsageError for a scheme that nothing opens."""
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, **_options(url))
+    except (ValueError, ImportError, OSError) as error:
+        raise UsageError(
+            f"cannot open {url}: {error}",
+            hint="give a folder or a URL such as file://, memory://, s3:// (s3 needs medray[s3])",
+        ) from error
+    # Clients answer from a listing made earlier unless told not to; other processes write, too.
+    for holder in (filesystem, getattr(filesystem, "dircache", None)):
+        if hasattr(holder, "use_listings_cache"):
+            holder.use_listings_cache = False
+    if url.startswith("s3") and hasattr(filesystem, "retries"):
+        filesystem.retries = 1
+    if url.startswith(WEB):
+        filesystem = _Web(filesystem)
+    return filesystem, str(root).rstrip("/")
+
+
+def _options(url: str) -> dict[str, Any]:
+    """How to open a client, where the user's own fsspec configuration does not say it."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    if url.startswith(WEB):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
+        )
+        # Without it proxies that the environment names would not be asked.
+        own: dict[str, Any] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    elif scheme in ("s3", "s3a"):
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        own = {"config_kwargs": {**timeouts, "retries": {"total_max_attempts": 1}}}
+    else:
+        return {}
+    given = fsspec.config.conf.get(scheme, {})
+    return {name: value for name, value in own.items() if name not in given}
+
+
+class _Web:
+    """A web server's files, read only; what fails is an error, never an empty answer."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._fs = filesystem
+
+    def exists(self, url: str) -> bool:
+        """Whether the server has it: an error that is no 404 is none here either."""
+        return bool(self._fs.exists(url, strict=True))
+
+    def size(self, url: str) -> int | None:
+        """Its length in bytes, None where the server does not say it."""
+        size: int | None = self._fs.info(url)["size"]
+        return size
+
+    def cat_file(self, url: str, start: int | None = None, end: int | None = None) -> bytes:
+        """All of it, or a range; all of it as well where the server knows no ranges."""
+        data = bytes(self._fs.cat_file(url, start=start, end=end))
+        if start is not None and end is not None and len(data) > end - start:
+            data = data[start:end]
+        return data
+
+    def find(self, url: str) -> list[str]:
+        """The files below, as the server lists them."""
+        return [name for name in self._fs.find(url, on_error="raise") if name.rstrip("/") != url]
+
+
+def kind_of(error: BaseException) -> Kind | None:
+    """What an error of a store's client stands for; None for one that is not of a store."""
+    status = _status(error)
+    if status is not None:
+        return _kind_of_status(status, error)
+    if isinstance(error, FileNotFoundError):
+        cause = error.__cause__
+        # The client of web servers says this whatever went wrong, and why as its cause.
+        return (kind_of(cause) if cause is not None else None) or "absent"
+    if isinstance(error, PermissionError | ssl.SSLCertVerificationError | NotImplementedError):
+        return "refused"
+    if isinstance(error, OSError):
+        return "refused" if error.errno == errno.ENOSYS else "passing"
+    if isinstance(error, ValueError | RuntimeError):
+        return "refused"
+    if type(error).__module__.partition(".")[0] not in _CLIENTS:
+        return None
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "refused" if names & _REFUSED_NAMES else "passing"
+
+
+def _kind_of_status(status: int, error: BaseException) -> Kind:
+    if status in _STATUS:
+        return _STATUS[status]
+    if status >= 500 or (status in _PASSING_STATUS and not isinstance(error, PermissionError)):
+        return "passing"
+    return "refused"
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, where a server gave one."""
+    for found in (error, error.__cause__):
+        status = getattr(found, "status", None) or getattr(found, "code", None)
+        response = getattr(found, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
+    return None
