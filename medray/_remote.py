@@ -10,6 +10,7 @@ import errno
 import ssl
 from typing import Any, Literal
 
+from medray import log
 from medray.errors import UsageError
 
 # absent: it is not there. beyond: a range past its end. passing: worth asking again. refused: not.
@@ -65,6 +66,8 @@ def _options(url: str) -> dict[str, Any]:
         )
         # Without it proxies that the environment names would not be asked.
         own: dict[str, Any] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        # What is packed on the way has no ranges: each would come as the whole file.
+        own["headers"] = {"Accept-Encoding": "identity"}
     elif scheme in ("s3", "s3a"):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         own = {"config_kwargs": {**timeouts, "retries": {"total_max_attempts": 1}}}
@@ -79,6 +82,7 @@ class _Web:
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
+        self._told = False
 
     def exists(self, url: str) -> bool:
         """Whether the server has it: an error that is no 404 is none here either."""
@@ -93,8 +97,15 @@ class _Web:
         """All of it, or a range; all of it as well where the server knows no ranges."""
         data = bytes(self._fs.cat_file(url, start=start, end=end))
         if start is not None and end is not None and len(data) > end - start:
+            self._tell(url)
             data = data[start:end]
         return data
+
+    def _tell(self, url: str) -> None:
+        if not self._told:
+            text = "the server sends whole files where ranges are asked for: this will be slow"
+            log.warn("store", f"{url}: {text}", url=url)
+        self._told = True
 
     def find(self, url: str) -> list[str]:
         """The files below, as the server lists them."""

@@ -312,8 +312,10 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
 
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _words(error: BaseException) -> str:
+    # Where something is called absent, what it was called so for says more.
+    found = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    return f"{type(found or error).__name__}: {found or error}"
 
 
 def _outage(what: str) -> StoreOutage:
