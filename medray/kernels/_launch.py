@@ -1,6 +1,6 @@
 """The one home of CuPy: compiles `.cu` files with NVRTC and runs them on torch's current stream.
 
-torch tensors become CuPy's through DLPack, without a copy. Nothing is compiled or imported before
+A kernel gets the tensors' addresses; nothing is copied. Nothing is compiled or imported before
 a kernel runs.
 """
 
@@ -48,17 +48,18 @@ def launch(
     assert all(tensor.is_contiguous() for tensor in tensors), "kernels take contiguous tensors"
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)
     with cupy.cuda.Device(device.index or 0), stream:
-        run = _module(source, tuple(sorted(defines.items())), device.index or 0).get_function(
-            kernel
-        )
-        run((grid,), block, tuple(_argument(cupy, argument) for argument in arguments))
+        run = _function(source, kernel, tuple(sorted(defines.items())), device.index or 0)
+        run((grid,), block, tuple(_argument(argument) for argument in arguments))
 
 
 def launch_rows(
     source: str, kernel: str, out: torch.Tensor, arguments: list[Any], rows: int | None = None
 ) -> None:
     """`launch_table` of four columns a thread, with the type of `out` for that of the features."""
-    launch_table(source, kernel, out, arguments, rows, columns=4, TYPE=c_type(out))
+    defines: dict[str, str | int] = {"TYPE": c_type(out)}
+    if out.shape[1] % 4 == 0:
+        defines["WHOLE"] = 1
+    launch_table(source, kernel, out, arguments, rows, columns=4, **defines)
 
 
 def launch_table(
@@ -135,6 +136,13 @@ def require_gpu() -> Any:
 
 
 @cache
+def _function(
+    source: str, kernel: str, defines: tuple[tuple[str, str | int], ...], device: int
+) -> Any:
+    return _module(source, defines, device).get_function(kernel)
+
+
+@cache
 def _module(source: str, defines: tuple[tuple[str, str | int], ...], device: int) -> Any:
     """The compiled file, once for each GPU and set of definitions."""
     options = (*OPTIONS, *(f"-D{name}={value}" for name, value in defines))
@@ -150,14 +158,11 @@ def _blocks(device: int) -> int:
     return int(processors) * BLOCKS_PER_PROCESSOR
 
 
-def _argument(cupy: Any, argument: Any) -> Any:
-    """What CuPy passes on: its view of a tensor, a null pointer, a scalar of known width."""
+def _argument(argument: Any) -> Any:
+    """What CuPy passes on: a tensor's address, a null pointer, a scalar of known width.
+
+    The tensors live as long as the caller holds them, and are used on torch's own stream.
+    """
     if argument is None:
         return np.uint64(0)
-    if not hasattr(argument, "data_ptr"):
-        return argument
-    if argument.element_size() == 2:
-        import torch
-
-        argument = argument.view(torch.int16)
-    return cupy.from_dlpack(argument)
+    return np.uint64(argument.data_ptr()) if hasattr(argument, "data_ptr") else argument

@@ -46,6 +46,8 @@ DEVICE uint32 as_bits(float value) {
     return bits;
 }
 
+DEVICE float fast_log(float value) { return logf(value); }
+
 struct Half { unsigned short bits; };
 DEVICE float load(const Half *from) {
     uint32 bits = from->bits, exponent = bits >> 10 & 31, fraction = bits & 1023;

@@ -22,18 +22,20 @@ KERNEL class_rows(
     BEGIN
     EACH_ROW(row, rows) {
         int64 at = members ? members[row] : row, label = labels[at];
+        const float *mean = means + label * dims, *scale_row = scales + label * dims;
+        TYPE *to = out + at * dims;
         EACH_QUAD(quad, dims) {
-            Four sum = load4(means + label * dims, quad, dims);
+            Four sum = load4(mean, quad, dims);
             if (scales) {
                 Four noise = normals(philox(key, stream, start + at, quad));
-                Four scale = load4(scales + label * dims, quad, dims);
+                Four scale = load4(scale_row, quad, dims);
                 for (int j = 0; j < 4; ++j) sum.at[j] += scale.at[j] * noise.at[j];
             }
             if (base) {
                 Four more = load4(base + row * dims, quad, dims);
                 for (int j = 0; j < 4; ++j) sum.at[j] += more.at[j];
             }
-            store4(out + at * dims, quad, dims, sum);
+            store4(to, quad, dims, sum);
         }
     }
     END

@@ -30,28 +30,43 @@ if TYPE_CHECKING:
 STREAM = "sample.labels"
 
 
-def draw(seed: int, count: int, weights_K: Array, *, start: int = 0, stream: str = STREAM) -> Array:
+class Weights:
+    """Weights (K,) made ready to be drawn by, once for any number of draws.
+
+    On a GPU a draw then waits for nothing. ValueError for weights that are negative, not finite or
+    all zero.
+    """
+
+    def __init__(self, weights_K: Array) -> None:
+        self.model = weights_K
+        self.thresholds_K, self.aliases_K = alias_table(_to_cpu(weights_K))
+        self.there: list[torch.Tensor] = []
+        if on_gpu(weights_K):
+            import torch
+
+            tables = self.thresholds_K.view(np.int64), self.aliases_K
+            device = as_tensor(weights_K).device
+            self.there = [torch.from_numpy(table).to(device) for table in tables]
+
+
+def draw(
+    seed: int, count: int, weights_K: Array | Weights, *, start: int = 0, stream: str = STREAM
+) -> Array:
     """Labels of samples start .. start + count, int32 (N,): label k with share weights[k].
 
-    Weights need not sum to 1. The labels are where the weights are. ValueError for weights that are
-    negative, not finite or all zero.
+    Weights need not sum to 1. The labels are where the weights are. ValueError as `Weights`.
     """
     check_samples(start, count)
-    thresholds_K, aliases_K = alias_table(_to_cpu(weights_K))
-    labels_N = _empty(count, weights_K)
-    if on_gpu(weights_K):
-        import torch
-
+    ready = weights_K if isinstance(weights_K, Weights) else Weights(weights_K)
+    thresholds_K, aliases_K = ready.thresholds_K, ready.aliases_K
+    labels_N = _empty(count, ready.model)
+    if ready.there:
         from medray.kernels._launch import launch_each
 
-        tables = [
-            torch.from_numpy(table).to(labels_N.device)
-            for table in (thresholds_K.view(np.int64), aliases_K)
-        ]
         where = address(seed, stream, start)
-        arguments = [labels_N, np.int64(count), *where, *tables, np.uint32(len(aliases_K))]
+        arguments = [labels_N, np.int64(count), *where, *ready.there, np.uint32(len(aliases_K))]
         launch_each("labels", "alias_labels", count, arguments)
-        return like(labels_N, weights_K)
+        return like(labels_N, ready.model)
     from medray.kernels import _sampling_cpu as loops
     from medray.kernels._cpu import split
 
@@ -64,7 +79,7 @@ def draw(seed: int, count: int, weights_K: Array, *, start: int = 0, stream: str
         ),
         at_least=4096,
     )
-    return like(labels_N, weights_K)
+    return like(labels_N, ready.model)
 
 
 def draw_ref(

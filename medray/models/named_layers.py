@@ -83,10 +83,11 @@ def shapes(network: nn.Module, channels: int, px: int) -> dict[str, tuple[int, .
         if isinstance(made, Tensor) and made.ndim in (2, 4) and len(made) == 1:
             found[module] = tuple(made.shape[1:])
 
+    device = next((p.device for p in network.parameters()), None)
     hooks = [m.register_forward_hook(note) for name, m in network.named_modules() if name]
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, channels, px, px))
+            network(torch.zeros(1, channels, px, px, device=device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -54,4 +54,6 @@ def _argument(argument):
 def launch_rows(source, kernel, out, arguments, rows=None, grid=3, block=(4, 2), **defines):
     """As `_launch.launch_rows`, with any grid."""
     head = [out, np.int64(len(out) if rows is None else rows), np.uint32(out.shape[1])]
+    if out.shape[1] % 4 == 0:
+        defines["WHOLE"] = 1
     launch(source, kernel, grid, block, head + arguments, TYPE=c_type(out), **defines)

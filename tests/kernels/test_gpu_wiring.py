@@ -79,7 +79,7 @@ def test_truncated_normals(pixelnorm, grid, monkeypatch):
 
 def test_labels_and_allocation():
     weights, of = torch.tensor([1.0, 0, 3]), torch.randint(0, 3, (50,), dtype=torch.int32)
-    drawn = labels.draw(SEED, 600, weights, start=FAR)
+    drawn = labels.draw(SEED, 600, labels.Weights(weights), start=FAR)
     np.testing.assert_array_equal(drawn, labels.draw_ref(SEED, 600, weights, start=FAR))
     drawn = labels.balanced(SEED, 600, 7, start=FAR, model=weights)
     np.testing.assert_array_equal(drawn, labels.balanced_ref(SEED, 600, 7, start=FAR))

@@ -96,6 +96,8 @@ def test_labels_by_alias_table_are_the_definitions(count, start):
     drawn = labels.draw(SEED, count, weights, start=start)
     assert drawn.dtype == np.int32
     np.testing.assert_array_equal(drawn, labels.draw_ref(SEED, count, weights, start=start))
+    ready = labels.Weights(weights)
+    np.testing.assert_array_equal(labels.draw(SEED, count, ready, start=start), drawn)
 
 
 def test_labels_have_the_shares_of_their_weights():
