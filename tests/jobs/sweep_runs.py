@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
 
+# So that a forked child imports nothing, here and below.
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import numpy as np
+import torch._dynamo  # noqa: F401
 
-import jobs._sweep_run  # noqa: F401  (so that a forked child imports nothing)
+import jobs._sweep_run  # noqa: F401
 from jobs import sweep
 from medray import lineage
 from medray.lineage import Lineage, Saw
@@ -54,6 +60,10 @@ def words(folder: Path, out: Path, *more: str) -> list[str]:
     return ["--features", f"{folder}/real", "--out", f"{out}", *SMALL, *more]
 
 
-def make(folder: Path, sets: str) -> int:
+def make(folder: Path, sets: str, durable: bool = True, alone: bool = True, seed: int = 0) -> int:
     """Sweeps at `folder`; the exit code."""
-    return sweep.main(words(Path(sets), folder, "--arms", "none,smote"))
+    if not durable:
+        os.fsync = lambda handle: None
+    if not alone:
+        fcntl.flock = lambda file, kind: None
+    return sweep.main(words(Path(sets), folder, "--arms", "none,smote", "--seed", f"{seed}"))
