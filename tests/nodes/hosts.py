@@ -94,16 +94,21 @@ class Host:
         return Job([*self.within(), *words], environment(**env), log).start()
 
     def ray(
-        self, log: Path, *words: str, head: Host | None = None, cpus: int = 2, **env: str
+        self,
+        log: Path,
+        *words: str,
+        head: Host | None = None,
+        cpus: int = 2,
+        again: bool = False,
+        **env: str,
     ) -> Job:
-        """Starts Ray here, as the head or as a node of the head at `head`."""
-        role = (
-            ("--head", f"--port={PORT}") if head is None else (f"--address={head.address}:{PORT}",)
-        )
-        own = (f"--node-ip-address={self.address}", f"--num-cpus={cpus}", "--disable-usage-stats")
-        store = f"--object-store-memory={STORE_BYTES}"
+        """Starts Ray here, as the head or as a node of `head`; `again`: whenever it ends."""
+        role = [f"--address={head.address}:{PORT}"] if head else ["--head", f"--port={PORT}"]
+        own = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", "--disable-usage-stats"]
         ray = str(Path(sys.executable).with_name("ray"))
-        return self.start([ray, "start", "--block", *role, *own, store, *words], log, **env)
+        start = [ray, "start", "--block", *role, *own, f"--object-store-memory={STORE_BYTES}"]
+        loop = ["bash", "-c", 'while :; do "$@"; sleep 1; done', "again"] if again else []
+        return self.start([*loop, *start, *words], log, **env)
 
     def cut(self) -> None:
         """Pulls the network's plug."""
