@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from medray.train.pggan import Pggan
 
 # How a run is carried out: a resumed run may change these.
-CHANGEABLE = training.CHANGEABLE | {"engine", "zero_stage", "snapshot_images"}
+CHANGEABLE = training.CHANGEABLE | frozenset(
+    "engine zero_stage snapshot_images min_workers resize_every_s images_at_once".split()
+)
 # What a resumed run takes from its folder where no flag says it.
 KEPT = ("precision", "threads_per_worker", "init_from")
 # Of a run whose cadence nobody named.
@@ -38,7 +40,11 @@ def train(config: PgganJob) -> None:
     training.train(
         config,
         worker,
-        training.placement(config),
+        {
+            **training.placement(config),
+            "worlds": config.worlds,
+            "resize_every_s": config.resize_every_s,
+        },
         name="pggan",
         farewell=_farewell,
         places=_places,

@@ -132,7 +132,9 @@ class DeepSpeedEngine:
     def _noting(self, index: int) -> Any:
         def note(grad: torch.Tensor) -> None:
             self._arrivals = hash((self._arrivals, index))
-            self._norms[index] = torch.linalg.vector_norm(grad, float("inf"))
+            norm = torch.linalg.vector_norm(grad, float("inf"))
+            # Not the last one's alone: a step may have several backward passes.
+            self._norms[index] = torch.maximum(self._norms[index], norm)
 
         return note
 
@@ -181,10 +183,11 @@ class DeepSpeedEngine:
         """Sets every gradient to zero."""
         self._engine.optimizer.zero_grad()
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Computes the gradients of `loss` and means them over the ranks."""
+    def backward(self, loss: torch.Tensor, *, more: bool = False) -> None:
+        """Adds the gradients of `loss`; means them over the ranks once no more follow."""
         if self._stage < 3:
             loss = TouchAll.apply(loss, *self._named.values())  # type: ignore[no-untyped-call]
+        self._engine.set_gradient_accumulation_boundary(not more)
         self._engine.backward(loss)
 
     def send(self) -> None:

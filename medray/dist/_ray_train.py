@@ -21,8 +21,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from medray.dist import _cluster, _failures, _metrics, _stop, context
+from medray.dist import _cluster, _elastic, _failures, _metrics, _stop, context
 from medray.errors import MedrayError, ResourceError, Stopped
 
 PREEMPTED = "preemption notice"
@@ -43,6 +44,19 @@ class Plan:
     name: str
     max_failures: int
     timeout_s: float
+    # Numbers of workers that the group may have, `workers` last; fewer than two: that one alone.
+    worlds: tuple[int, ...] = ()
+    resize_every_s: float = 60.0
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group may grow and shrink."""
+        return len(self.worlds) > 1
+
+    @property
+    def fewest(self) -> int:
+        """The workers without which nothing begins."""
+        return self.worlds[0] if self.elastic else self.workers
 
     def bundle(self) -> dict[str, float]:
         """The resources of one worker."""
@@ -57,6 +71,7 @@ class Board:
         self._fatal: _failures.Record | None = None
         self._traces: list[tuple[int, str]] = []
         self._stop: str | None = None
+        self._saved = False
 
     def fail(self, record: _failures.Record) -> None:
         """Keeps the first fatal error."""
@@ -70,6 +85,23 @@ class Board:
         """Asks every worker to stop."""
         self._stop = reason
 
+    def ask_to_save(self, reason: str) -> None:
+        """Asks every worker to save and to wait for what comes; a stop goes before."""
+        self._stop, self._saved = self._stop or reason, False
+
+    def say_saved(self) -> None:
+        """Keeps that the workers have saved, as asked."""
+        self._saved = True
+
+    def has_saved(self) -> bool:
+        """Whether the workers have saved since they were asked."""
+        return self._saved
+
+    def go_on(self, reason: str) -> str | None:
+        """Takes a request for that reason back; another reason to stop that there is."""
+        self._stop = None if self._stop == reason else self._stop
+        return self._stop
+
     def read(self) -> tuple[_failures.Record | None, list[tuple[int, str]], str | None]:
         """The fatal error, the traces so far, and the reason to stop."""
         return self._fatal, self._traces, self._stop
@@ -78,13 +110,20 @@ class Board:
 def run(worker: context.Worker, config: dict[str, Any], plan: Plan) -> Any:
     """Runs `worker` under Ray Train and returns rank 0's result."""
     with _cluster.connected() as ours, tempfile.TemporaryDirectory(prefix="medray-") as storage:
-        bundles = [plan.bundle()] * plan.workers
+        bundles = [plan.bundle()] * plan.fewest
         _cluster.wait_for(bundles, can_grow=not ours, timeout_s=plan.timeout_s)
-        board = ray.remote(num_cpus=0)(Board).remote()
+        # Beside the driver: other machines may go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
         restore = _stop.install(lambda number, frame: _tell(board, "SIGTERM of the driver"))
         try:
             trainer = _trainer(worker, config, plan, board, storage)
             trainer.ours = ours
+            if plan.elastic:
+                trainer.policies = {
+                    "scaling_policy": _elastic.Sizes(trainer.scaling_config, plan.worlds, board),
+                    "failure_policy": _elastic.Failures(trainer.run_config.failure_config),
+                }
             return _fit(trainer, board)
         finally:
             restore()
@@ -99,6 +138,11 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     ours = False
     controller: Any = None
+    # In place of Ray's, by the names under which it hands them on.
+    policies: dict[str, Any] = {}
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**given, **self.policies})
 
     def _register_sigint_handler(self, controller: Any) -> None:
         # In place of Ray's handler, so that Ctrl-C stays a KeyboardInterrupt.
@@ -124,7 +168,8 @@ def _trainer(
         train_loop_config={"worker": worker, "config": config, "plan": plan, "board": board},
         torch_config=GroupConfig(nccl=plan.gpus_per_worker > 0),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=(plan.fewest, plan.workers) if plan.elastic else plan.workers,
+            elastic_resize_monitor_interval_s=plan.resize_every_s,
             use_gpu=plan.gpus_per_worker > 0,
             resources_per_worker=plan.bundle(),
         ),
@@ -132,7 +177,8 @@ def _trainer(
             name=f"{plan.name}-{time.time_ns()}",
             storage_path=storage,
             failure_config=ray.train.FailureConfig(
-                max_failures=plan.max_failures, controller_failure_limit=1
+                max_failures=plan.max_failures,
+                controller_failure_limit=_elastic.FAILURES_TO_START if plan.elastic else 1,
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -192,7 +238,7 @@ def rank_main(task: dict[str, Any]) -> Any:
         return task["worker"](here, task["config"])
     except Exception as error:
         if (known := _failures.known(error)) is not None:
-            _give_up_if_preempted(known)
+            _wait_for_ray(known, board)
             ray.get(board.fail.remote(_failures.describe(known, rank)))
             return None
         if _fatal_elsewhere(board):
@@ -211,17 +257,21 @@ def _watch(board: Any, done: threading.Event) -> None:
             return
 
 
-def _give_up_if_preempted(error: MedrayError) -> None:
-    """After a preemption's checkpoint: waits for Ray to take the node, then asks for a restart.
+def _wait_for_ray(error: MedrayError, board: Any) -> None:
+    """After the checkpoint before a preemption or another size: waits for Ray to end the group.
 
     Waiting charges Ray's budget of preemptions, not the one of failures.
     """
-    if isinstance(error, Stopped) and (_stop.reason() or "").startswith(PREEMPTED):
-        time.sleep(PREEMPTION_WAIT_S)
-        raise RuntimeError("the node was to be taken away and was not") from error
+    reason = _stop.reason() or ""
+    if not isinstance(error, Stopped) or not reason.startswith((PREEMPTED, _elastic.RESIZE)):
+        return
+    if reason.startswith(_elastic.RESIZE):
+        ray.get(board.say_saved.remote())
+    time.sleep(END_WAIT_S)
+    raise RuntimeError(f"the workers were to be ended ({reason}) and were not") from error
 
 
-PREEMPTION_WAIT_S = 180.0
+END_WAIT_S = 180.0
 
 
 def _fatal_elsewhere(board: Any) -> bool:

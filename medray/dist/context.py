@@ -28,6 +28,8 @@ Backend = Literal["ray", "torchrun", "local"]
 # Longer than any checkpoint takes on rank 0 while the others wait in a barrier.
 COLLECTIVE_TIMEOUT_S = 600
 PREEMPTION_POLL_S = 5.0
+# A group of changing size that has no room for so long was counted on machines that are gone.
+ROOM_S = 20.0
 
 
 @dataclasses.dataclass
@@ -163,7 +165,10 @@ class Context:
         if not stop:
             return None
         reasons: list[str | None] = self.gather(_stop.reason())
-        return next(reason for reason in reasons if reason)
+        agreed = next(reason for reason in reasons if reason)
+        # What the rank does after its stop goes by the reason: it must know it.
+        _stop.request(agreed)
+        return agreed
 
     def _should_poll(self) -> bool:
         import time
@@ -290,6 +295,17 @@ def ray_environment(timeout_s: float) -> dict[str, str]:
     }
 
 
+def _check_launch(backend: Backend, workers: int, worlds: Sequence[int]) -> None:
+    if workers < 1 or (backend == "local" and workers != 1):
+        allowed = "1" if backend == "local" else "1 or more"
+        raise UsageError(f"workers = {workers} with backend {backend}, allowed: {allowed}")
+    if len(worlds) > 1 and backend != "ray":
+        raise UsageError(
+            f"workers = {min(worlds)} to {workers} with backend {backend}, allowed: ray"
+        )
+    assert not worlds or (sorted(worlds) == list(worlds) and worlds[-1] == workers), worlds
+
+
 def launch(
     worker: Worker,
     config: dict[str, Any],
@@ -302,6 +318,8 @@ def launch(
     name: str = "medray",
     max_failures: int = 3,
     timeout_s: float = 60.0,
+    worlds: Sequence[int] = (),
+    resize_every_s: float = 60.0,
 ) -> Any:
     """Runs `worker(context, config)` on every rank; returns what rank 0 returns.
 
@@ -310,24 +328,23 @@ def launch(
     has started this program; `local` is this process alone. A worker that dies or raises is started
     again with all the others, at most `max_failures` times (ray), and finds its own checkpoint. A
     MedrayError is raised here as itself, at once. `timeout_s` bounds the wait for the resources.
+    `worlds` (ray alone, `workers` last) are numbers of ranks of which the run has the largest that
+    the cluster holds: looked for every `resize_every_s`, begun anew from a checkpoint.
     """
-    if workers < 1 or (backend == "local" and workers != 1):
-        allowed = "1" if backend == "local" else "1 or more"
-        raise UsageError(f"workers = {workers} with backend {backend}, allowed: {allowed}")
+    _check_launch(backend, workers, worlds)
     threads = threads_per_rank or threads_for(workers)
     if backend == "ray":
         from medray.dist import _cluster
 
-        _cluster.set_environment(ray_environment(timeout_s))
+        room_s = min(timeout_s, ROOM_S) if len(worlds) > 1 else timeout_s
+        _cluster.set_environment(ray_environment(room_s))
         from medray.dist import _ray_train
 
-        return _ray_train.run(
-            worker,
-            config,
-            _ray_train.Plan(
-                workers, cpus_per_worker, gpus_per_worker, threads, name, max_failures, timeout_s
-            ),
+        plan = _ray_train.Plan(
+            workers, cpus_per_worker, gpus_per_worker, threads, name, max_failures, timeout_s
         )
+        elastic = dataclasses.replace(plan, worlds=tuple(worlds), resize_every_s=resize_every_s)
+        return _ray_train.run(worker, config, elastic)
     if backend == "torchrun" and "RANK" not in os.environ:
         from medray.dist import _processes
 

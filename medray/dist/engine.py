@@ -27,8 +27,8 @@ class Engine(Protocol):
     def zero_grad(self) -> None:
         """Sets every gradient to zero."""
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of `loss`; once per step."""
+    def backward(self, loss: torch.Tensor, *, more: bool = False) -> None:
+        """Adds the gradients of `loss`; `more`: another loss of the same step follows."""
 
     def send(self) -> None:
         """Begins to mean the gradients over the ranks, while other networks work (collective).
@@ -155,7 +155,7 @@ class TorchEngine:
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor, *, more: bool = False) -> None:
         """Adds the gradients of `loss` into the flat buffer."""
         loss.backward()  # type: ignore[no-untyped-call]
 

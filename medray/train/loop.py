@@ -215,7 +215,14 @@ class Fit:
         self.ended_early = bool(state.get("ended_early", False))
         if self.context.rank == 0:
             self.folder.cut_metrics(self.images)
-            log.event("resumed", f"resumed at {self.images:,} images", images=self.images)
+            before, now = int(state["world"]), self.context.world
+            ranks = f", {now} workers after {before}" if now != before else ""
+            log.event(
+                "resumed",
+                f"resumed at {self.images:,} images{ranks}",
+                images=self.images,
+                world=now,
+            )
         return self.images
 
     def _step(self, progress: log.Progress) -> None:

@@ -10,7 +10,7 @@ how often the run was resumed or on how many ranks share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -62,6 +62,20 @@ class StepInputs:
     draws_d_NA: Tensor | None = None
     draws_g_NA: Tensor | None = None
     fake_g_NCHW: Tensor | None = None
+
+
+def pieces_of(inputs: StepInputs, images: int) -> list[StepInputs]:
+    """The inputs of a step in pieces of `images` consecutive images; views, nothing is copied."""
+    total = len(inputs.real_NCHW)
+    assert total % images == 0, f"{total} images are not whole pieces of {images}"
+    if total == images:
+        return [inputs]
+    whole = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    tensors = {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+    return [
+        StepInputs(**whole | {name: t[first : first + images] for name, t in tensors.items()})
+        for first in range(0, total, images)
+    ]
 
 
 class Pggan:
@@ -123,7 +137,9 @@ class Pggan:
         if growth.px != self.px:
             self._leave()
             self._enter(growth.px)
-        scalars = phases.run(self._phases, self._inputs(batch, images, growth))
+        inputs = self._inputs(batch, images, growth)
+        piece_images = self.config.piece_of(len(batch.keys), growth.px)
+        scalars = phases.run(self._phases, *pieces_of(inputs, piece_images))
         batch_images = len(batch.keys) * self.context.world
         self._update_average(images + batch_images, batch_images)
         return scalars

@@ -20,11 +20,14 @@ from medray.train import schedule
 from medray.train.schedule import Growth, Stretch
 
 R1_REFERENCE_PX = 64
+# Images whose spread D sees together: `medray.models.layers.STDDEV_GROUP`.
+STDDEV_GROUP = 4
 PAPER_LR_BY_PX = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
 AUGMENTATIONS = ("tone", "translation", "cutout")
 # Left out of a stored configuration where they are off: a run from before them can be resumed.
 OPTIONS = frozenset(
-    "conditional classes class_counts class_weight class_on_fakes fake_labels diffaugment".split()
+    "conditional classes class_counts class_weight class_on_fakes fake_labels diffaugment "
+    "images_at_once".split()
 )
 
 
@@ -54,6 +57,12 @@ class PgganConfig(Frozen):
     drift: float = Field(0.001, ge=0, description="weight of the squared real score in WGAN-GP")
     batch: int = Field(32, ge=1, description="images a step, all workers together")
     batch_by_px: dict[int, int] = Field({}, description="batch from a resolution on")
+    images_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="most images of a worker that the networks take at once; the rest of its part "
+        "of a batch follows before the step (none: all of it)",
+    )
     lr: float = Field(0.001, gt=0, description="learning rate of Adam, both networks")
     lr_by_px: dict[int, float] = Field(
         PAPER_LR_BY_PX, description="learning rate from a resolution on"
@@ -150,6 +159,8 @@ class PgganConfig(Frozen):
             raise ValueError(f"start px {self.start_px} is above final px {self.final_px}")
         if self.zero_stage and self.engine != "deepspeed":
             raise ValueError(f"zero stage {self.zero_stage} needs the engine deepspeed")
+        if self.zero_stage == 3 and self.images_at_once:
+            raise ValueError("images at once go with zero stages 0 to 2, got 3")
         return self
 
     @property
@@ -184,6 +195,10 @@ class PgganConfig(Frozen):
     def batch_at(self, px: int) -> int:
         """Images a step at `px`, all workers together."""
         return _from(self.batch_by_px, px, self.batch)
+
+    def piece_of(self, part_images: int, px: int) -> int:
+        """Images that the networks take at once, of a worker's `part_images` of a batch at `px`."""
+        return min(self.images_at_once or part_images, part_images)
 
     def lr_at(self, px: int) -> float:
         """Learning rate at `px`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -30,20 +30,39 @@ class Phase(Generic[Inputs]):
     ahead: Callable[[Inputs], Inputs] | None = None
 
 
-def run(phases: list[Phase[Inputs]], inputs: Inputs) -> dict[str, Tensor]:
-    """Run the phases in order; returns their scalars, on the device, without a host sync."""
+def run(phases: list[Phase[Inputs]], *pieces: Inputs) -> dict[str, Tensor]:
+    """Run the phases in order; returns their scalars, on the device, without a host sync.
+
+    The inputs come whole or in pieces of equal size. Of several, a phase works off one after
+    another, so that the activations of one are held at a time, and steps by the mean.
+    """
     scalars: dict[str, Tensor] = {}
     for phase, following in itertools.zip_longest(phases, phases[1:]):
         with standing_still(phase.frozen):
             phase.engine.zero_grad()
-            loss, reported = phase.loss(inputs)
-            phase.engine.backward(loss)
+            reported = _gradients(phase, pieces)
             phase.engine.send()
-        if following is not None and following.ahead is not None:
-            inputs = following.ahead(inputs)
+        # What is done ahead is held until its phase: no pieces then.
+        if following is not None and following.ahead is not None and len(pieces) == 1:
+            pieces = (following.ahead(pieces[0]),)
         phase.engine.step()
-        scalars |= {name: value.detach() for name, value in reported.items()}
+        scalars |= reported
     return scalars
+
+
+def _gradients(phase: Phase[Inputs], pieces: Sequence[Inputs]) -> dict[str, Tensor]:
+    """Adds up the mean gradients of the pieces; the mean scalars."""
+    sums: dict[str, Tensor] = {}
+    for number, piece in enumerate(pieces, 1):
+        loss, reported = phase.loss(piece)
+        if len(pieces) == 1:
+            phase.engine.backward(loss)
+            return {name: value.detach() for name, value in reported.items()}
+        phase.engine.backward(loss / len(pieces), more=number < len(pieces))
+        for name, value in reported.items():
+            part = value.detach() / len(pieces)
+            sums[name] = sums[name] + part if name in sums else part
+    return sums
 
 
 @contextlib.contextmanager

@@ -86,6 +86,30 @@ def gradients(algorithm: Pggan) -> dict[str, Any]:
     return {name: value.tolist() for name, value in state.items() if ".exp_avg." in name}
 
 
+def in_pieces(context: Context, asked: dict[str, Any]) -> dict[str, Any]:
+    """The same, each rank's part in pieces of two images, the groups of the deviation."""
+    part = BATCH_IMAGES // context.world
+    found = {}
+    for loss in LOSSES:
+        for engine, stage in asked["engines"]:
+            plain = config(loss, engine, stage)
+            algorithm = Pggan(plain.model_copy(update={"images_at_once": 2}), context)
+            # Twice: what a first step leaves must not be in the second one's sums.
+            for number in range(2):
+                images = number * BATCH_IMAGES
+                algorithm.step(batch_of(context.rank * part, part), images)
+            assert algorithm.nonfinite() is None
+            found[f"{loss} {engine} {stage}"] = gradients(algorithm)
+            algorithm._leave()
+    return found
+
+
+def both(context: Context, asked: dict[str, Any]) -> dict[str, Any]:
+    """`one_step` and, at the stages that know pieces, `in_pieces`."""
+    known = {"engines": [pair for pair in asked["engines"] if pair[1] < 3]}
+    return {"whole": one_step(context, asked), "pieces": in_pieces(context, known)}
+
+
 def one_step(context: Context, asked: dict[str, Any]) -> dict[str, Any]:
     """This rank's part of one step with each loss and engine asked for; gradients by name."""
     part = BATCH_IMAGES // context.world

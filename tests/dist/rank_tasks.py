@@ -99,6 +99,24 @@ def faulty(context: Context, config: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def faulty_pieces(context: Context, config: dict[str, Any]) -> dict[str, Any]:
+    """Poisons one gradient in the first of a step's two pieces; says what each rank is told."""
+    told = {}
+    for kind, stage in config["engines"]:
+        network = torch.nn.Linear(3, 2)
+        named = list(network.named_parameters())
+        engine = make_engine(kind, network, named, context, **small_gan.ADAM, zero_stage=stage)
+        for poison in (float("nan"), 0.0):
+            loss = network(torch.ones(2, 3)).mean()
+            engine.zero_grad()
+            engine.backward(loss + network.bias.sum() * poison, more=True)
+            engine.backward(network(torch.ones(2, 3)).mean())
+            engine.step()
+        told[f"{kind}-{stage}"] = context.gather([engine.nonfinite(), engine.nonfinite()])
+        engine.close()
+    return told
+
+
 def lopsided(context: Context, config: dict[str, Any]) -> dict[str, Any]:
     """One step in which a parameter has a gradient on rank 0 alone, and one has none at all.
 
@@ -156,6 +174,7 @@ def everything(context: Context, config: dict[str, Any]) -> dict[str, Any]:
         "hand_over": hand_over(context, {"engines": ENGINES}),
         "grow": grow(context, {"engines": ENGINES}),
         "faulty": faulty(context, plain),
+        "faulty pieces": faulty_pieces(context, plain),
         "lopsided": lopsided(context, plain),
     }
 

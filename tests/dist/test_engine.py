@@ -85,6 +85,11 @@ def test_a_non_finite_gradient_is_named_on_every_rank_once(ranks: Any) -> None:
     assert ranks["faulty"] == {f"{kind}-{stage}": [["1.bias", None]] * 2 for kind, stage in PLAIN}
 
 
+def test_a_non_finite_gradient_in_one_piece_of_a_step_is_named_too(ranks: Any) -> None:
+    found = ranks["faulty pieces"]
+    assert found == {f"{kind}-{stage}": [["bias", None]] * 2 for kind, stage in PLAIN}
+
+
 def test_finite_gradients_name_nothing() -> None:
     told = on_one(rank_tasks.faulty, engines=[("torch", 0)], bad_step=99)
     assert told == {"torch-0": [[None, None]]}

@@ -247,6 +247,33 @@ def _record(folder: str) -> None:
     _pggan_run.worker = recording.worker
 
 
+def _note(folder: str) -> None:
+    """Ranks that write down which image they were given, in any kind of worker."""
+    from medray.train.pggan import Pggan
+    from tests.jobs import recording
+
+    step = Pggan.step
+
+    def noted(self: Any, batch: Any, seen: int) -> Any:
+        recording.note(Path(folder), self.context, batch)
+        return step(self, batch, seen)
+
+    Pggan.step = noted  # type: ignore[method-assign]
+
+
+def _pace(step_s: str) -> None:
+    """Steps that take so long at least, on any machine."""
+    from medray.train.pggan import Pggan
+
+    step = Pggan.step
+
+    def slow(self: Any, batch: Any, seen: int) -> Any:
+        time.sleep(float(step_s))
+        return step(self, batch, seen)
+
+    Pggan.step = slow  # type: ignore[method-assign]
+
+
 def _hang_in_save(images: str) -> None:
     """A writer, the run's first, that stops for good half-way through saving a checkpoint."""
     from medray.checkpoints import Checkpoints
@@ -269,6 +296,8 @@ PATCHES: dict[str, Callable[..., None]] = {
     "keep_rows": _keep_rows,
     "die_at": _die_at,
     "record": _record,
+    "note": _note,
+    "pace": _pace,
 }
 
 

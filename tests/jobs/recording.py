@@ -26,7 +26,7 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
     plain = Pggan.step
 
     def step_noted(self: Pggan, batch: Batch, images: int) -> dict[str, Tensor]:
-        _note(folder, context, batch)
+        note(folder, context, batch)
         if images >= stop_after:
             _stop.request("the test")
         return plain(self, batch, images)
@@ -38,7 +38,8 @@ def worker(context: Context, task: dict[str, Any]) -> dict[str, Any]:
 _job_worker = _pggan_run.worker
 
 
-def _note(folder: Path, context: Context, batch: Batch) -> None:
+def note(folder: Path, context: Context, batch: Batch) -> None:
+    """Appends to this rank's file which image number was which sample."""
     with (folder / f"{context.world}-{context.rank}.jsonl").open("a") as file:
         for offset, key in enumerate(batch.keys):
             file.write(json.dumps([batch.first_index + offset, key]) + "\n")

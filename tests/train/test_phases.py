@@ -53,6 +53,35 @@ def test_what_is_ahead_is_done_between_sending_and_stepping() -> None:
     ]
 
 
+def test_pieces_are_worked_off_before_their_mean_gradient_is_sent_and_nothing_is_ahead() -> None:
+    calls: list[str] = []
+    weight = torch.ones((), requires_grad=True)
+
+    class Summed(Recorder):
+        def backward(self, loss: torch.Tensor, *, more: bool = False) -> None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.calls.append(f"{self.name} backward{' more' * more}")
+
+    def loss(piece: float) -> Any:
+        return weight * piece, {"loss": torch.tensor(piece)}
+
+    def ahead(piece: float) -> float:
+        raise AssertionError("what is ahead would be held through D's step")
+
+    both: list[Any] = [
+        phases.Phase("D", Summed("D", calls), (), loss),  # type: ignore[arg-type]
+        phases.Phase("G", Summed("G", calls), (), loss, ahead),  # type: ignore[arg-type]
+    ]
+    scalars = phases.run(both, 1.0, 2.0, 6.0)
+    assert calls == [
+        f"{name} {call}"
+        for name in "DG"
+        for call in ("zero_grad", "backward more", "backward more", "backward", "send", "step")
+    ]
+    assert scalars["loss"] == pytest.approx(3.0)
+    assert weight.grad is not None and float(weight.grad) == pytest.approx(2 * 3.0)
+
+
 @pytest.mark.parametrize("loss", ["r1", "wgan-gp"])
 def test_the_generators_images_ahead_of_the_discriminators_step_are_the_same_bits(
     loss: str,

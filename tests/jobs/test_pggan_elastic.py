@@ -1,0 +1,125 @@
+"""The PGGAN job on a cluster whose machines come and go: one of two is lost, another comes.
+
+Three raylets on this machine: the driver's, without a CPU for workers, and two of one CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.kill import wait_for
+from tests.jobs import pggan_runs, recording
+from tests.jobs.test_pggan_ray import Driver
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+TOTAL_IMAGES, SAVE_IMAGES = 1200, 80
+FLAGS = (
+    *("--total-images", f"{TOTAL_IMAGES}", "--checkpoint-images", f"{SAVE_IMAGES}"),
+    *("--snapshot-images", "600", "--log-images", "80", "--resize-every-s", "2"),
+)
+PATIENCE_S = 240.0
+STEP_S = 0.15
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head for the driver alone; a machine is lost for Ray after a second, not after 15."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(pggan_runs.ROOT))
+    for name, value in (("INITIAL_DELAY", 1000), ("PERIOD", 500), ("TIMEOUT", 1000)):
+        monkeypatch.setenv(f"RAY_health_check_{name.lower()}_ms", str(value))
+    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+    yield found
+    found.shutdown()
+
+
+def machine(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+
+def rows(folder: Path) -> dict[int, dict[str, float]]:
+    """The losses and scores by images."""
+    found: dict[int, dict[str, float]] = {}
+    for row in pggan_runs.metrics(folder):
+        found.setdefault(row["images"], {}).update(row)
+    return found
+
+
+def worlds(notes: Path) -> dict[int, int]:
+    """How many workers took each image number the last time it was trained on."""
+    found: dict[int, int] = {}
+    for path in sorted(notes.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for line in path.read_text().splitlines():
+            found[json.loads(line)[0]] = int(path.name.partition("-")[0])
+    return found
+
+
+def gap(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> float:
+    """The largest relative difference of a figure."""
+    assert one.keys() == other.keys() and all(one[n].keys() == other[n].keys() for n in one)
+    pairs = [(one[n][name], other[n][name]) for n in one for name in one[n]]
+    return max(abs(a - b) / max(abs(a), 1e-3) for a, b in pairs)
+
+
+def table(notes: Path, calm: dict[int, Any], moved: dict[int, Any]) -> str:
+    """The two curves beside each other, for people."""
+    took = worlds(notes)
+    lines = [f"{'images':>7} {'workers':>7} {'loss_d':>19} {'loss_g':>19}"]
+    for images in sorted(n for n in calm if "train/loss_d" in calm[n]):
+        pair = [[run[images][f"train/loss_{name}"] for run in (calm, moved)] for name in "dg"]
+        figures = " ".join(f"{a:9.6f} {b:9.6f}" for a, b in pair)
+        lines.append(f"{images:7} {took[images - 1]:7} {figures}")
+    return "\n".join(lines)
+
+
+def until(driver: Driver, text: str) -> float:
+    """Seconds until the run has said `text`."""
+    begun_s = time.monotonic()
+    wait_for(lambda: text in driver.said() or driver.process.poll() is not None, PATIENCE_S)
+    assert text in driver.said(), driver.said()[-3000:]
+    return time.monotonic() - begun_s
+
+
+def test_a_run_that_shrank_and_grew_is_the_run_that_did_not(cluster: Any, tmp_path: Path) -> None:
+    """One machine of two is killed, later another comes: the same samples, the same curve."""
+    machine(cluster)
+    second = machine(cluster)
+    cluster.wait_for_nodes()
+    calm_notes, notes = tmp_path / "calm-notes", tmp_path / "notes"
+    calm = Driver(tmp_path / "calm", cluster.address, tmp_path / "cache")
+    driver = Driver(tmp_path / "run", cluster.address, tmp_path / "cache")
+    for folder in (calm_notes, notes):
+        folder.mkdir()
+    try:
+        assert calm.start(*FLAGS, patch=f"note={calm_notes}").wait(PATIENCE_S) == 0, calm.said()
+        driver.start(*FLAGS, "--min-workers", "1", patch=f"pace={STEP_S},note={notes}")
+        driver.wait_for_images(2 * SAVE_IMAGES)
+        cluster.remove_node(second, allow_graceful=False)
+        shrunk_s = until(driver, "1 workers after 2")
+        driver.wait_for_images(driver.saved() + SAVE_IMAGES)
+        repeated = len(recording.noted(notes)) - len(set(recording.noted(notes)))
+        machine(cluster)
+        grown_s = until(driver, "2 workers after 1")
+        assert driver.wait(PATIENCE_S) == 0, driver.said()[-3000:]
+    finally:
+        calm.stop()
+        driver.stop()
+    seen, wanted = recording.noted(notes), recording.noted(calm_notes)
+    print(f"\nshrunk after {shrunk_s:.0f} s, {repeated} images again; grown after {grown_s:.0f} s")
+    print(table(notes, rows(calm.folder), rows(driver.folder)))
+    assert [number for number, _ in wanted] == list(range(TOTAL_IMAGES))
+    assert sorted(set(seen)) == wanted, "every image number is trained on, as the same sample"
+    assert 0 < repeated <= SAVE_IMAGES, "a lost machine costs what came after the checkpoint"
+    assert len(seen) == TOTAL_IMAGES + repeated, "growing costs nothing"
+    found = gap(rows(calm.folder), rows(driver.folder))
+    print(f"largest relative difference of a figure: {found:.1e}")
+    assert found < 1e-3
