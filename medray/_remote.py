@@ -16,7 +16,9 @@ from medray.errors import UsageError
 # absent: it is not there. beyond: a range past its end. passing: worth asking again. refused: not.
 Kind = Literal["absent", "beyond", "passing", "refused"]
 
-WEB = ("http://", "https://")
+WEB, S3 = ("http://", "https://"), ("s3://", "s3a://")
+# Of these an answer that is cut is an error of the client; of others it may be handed on as it is.
+WHOLE_OR_ERROR = (*WEB, *S3)
 # An answer that takes longer is asked for again: by us, so the clients' own retries are off.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 _STATUS: dict[int, Kind] = {404: "absent", 410: "absent", 416: "beyond"}
@@ -46,9 +48,10 @@ def open_remote(url: str) -> tuple[Any, str]:
     for holder in (filesystem, getattr(filesystem, "dircache", None)):
         if hasattr(holder, "use_listings_cache"):
             holder.use_listings_cache = False
-    if url.startswith("s3") and hasattr(filesystem, "retries"):
+    if url.startswith(S3):
         filesystem.retries = 1
-    if url.startswith(WEB):
+        filesystem = _S3(filesystem)
+    elif url.startswith(WEB):
         filesystem = _Web(filesystem)
     return filesystem, str(root).rstrip("/")
 
@@ -57,7 +60,6 @@ def _options(url: str) -> dict[str, Any]:
     """How to open a client, where the user's own fsspec configuration does not say it."""
     import fsspec
 
-    scheme = url.partition("://")[0]
     if url.startswith(WEB):
         import aiohttp
 
@@ -68,13 +70,27 @@ def _options(url: str) -> dict[str, Any]:
         own: dict[str, Any] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
         # What is packed on the way has no ranges: each would come as the whole file.
         own["headers"] = {"Accept-Encoding": "identity"}
-    elif scheme in ("s3", "s3a"):
+    elif url.startswith(S3):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         own = {"config_kwargs": {**timeouts, "retries": {"total_max_attempts": 1}}}
     else:
         return {}
-    given = fsspec.config.conf.get(scheme, {})
+    given = fsspec.config.conf.get(url.partition("://")[0], {})
     return {name: value for name, value in own.items() if name not in given}
+
+
+class _S3:
+    """s3fs, but an object is read in one request: in several it could be two versions of it."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._fs = filesystem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """All of it, or a range."""
+        return bytes(self._fs.cat_file(path, start=start, end=end, max_concurrency=1))
 
 
 class _Web:
