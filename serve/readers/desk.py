@@ -46,7 +46,9 @@ class Throttle:
     def check(self, address: str) -> None:
         """429 where an address, or everybody together, failed too often lately."""
         with self._lock:
-            while self._failed and self._failed[0][0] <= self._now() - LOGIN_S:
+            now_s = self._now()
+            # Also what is later than now: the clock was set back, and nobody waits for it to return.
+            while self._failed and not now_s - LOGIN_S < self._failed[0][0] <= now_s:
                 self._failed.popleft()
             own = sum(1 for _, other in self._failed if other == address)
             if own >= LOGINS or len(self._failed) >= ALL_LOGINS:
@@ -304,7 +306,9 @@ class Desk:
 
     def sitting(self, reader: Reader) -> dict[str, Any]:
         """How long the reader has been at it, and how long a rest is due."""
-        now_s, times = self.now(), [a.received_s for a in self.store.answers(reader.id)]
+        now_s = self.now()
+        # Where the clock was set back, what is later than now is no reason to rest.
+        times = [t for a in self.store.answers(reader.id) if (t := a.received_s) <= now_s]
         resumed_s = max(
             (t for kind, t in self.store.events(reader.id) if kind == "resume"), default=0
         )

@@ -29,17 +29,17 @@ EXIT_CODE = 86
 NO_LIMIT_BYTES = 2**64 - 1
 
 
-def library() -> Path:
+def library(source: Path = SOURCE) -> Path:
     """The compiled library; the test skips, saying so, where there is no C compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("faults of the disk need Linux and a C compiler (gcc)")
-    name = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    name = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     path = Path(tempfile.gettempdir(), f"medray-faults-{os.getuid()}", f"{name}.so")
     if not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(part), str(SOURCE)]
+        flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(part), str(source)]
         subprocess.run([compiler, *flags, "-ldl", "-lpthread"], check=True)
         os.replace(part, path)
     return path
