@@ -81,12 +81,15 @@ def make(config: PgganJob, budget_s: float = RATES_BUDGET_S) -> Plan:
         }
         for c in found.costs
     ]
+    # A worker holds most where they are fewest.
+    fewest = config.worlds[0]
+    fullest = rehearsal.rehearse(config, fewest, size_px) if fewest < config.workers else found
     probed = _pggan_probe.measure(config, moments if on_cpu and budget_s > 0 else [], budget_s)
     memory = estimate.memory(
         config,
-        found,
+        fullest,
         base_bytes=probed["base_bytes"],
-        workers=config.workers,
+        workers=fewest,
         size_px=size_px,
         bits=bits,
     )
@@ -196,7 +199,7 @@ def text(config: PgganJob, plan: Plan) -> str:
         _block("precision", [plan.precision]),
         _block("schedule", _schedule_lines(schedule(config, plan))),
         _block("parameters", _parameter_lines(config, plan)),
-        _block("memory of a worker at its peak", _memory_lines(config, plan.memory)),
+        _block(_memory_title(config), _memory_lines(config, plan.memory)),
         _block("sent by a rank in a step", _traffic_lines(config, plan)),
         _block("disk", _disk_lines(config)),
         _block("time", _time_lines(config, plan)),
@@ -230,6 +233,12 @@ def _parameter_lines(config: PgganJob, plan: Plan) -> list[str]:
         f"{name} {number[name]:,} at {px} px, {number[name + '_whole']:,} in all"
         for name in ("generator", "discriminator")
     ]
+
+
+def _memory_title(config: PgganJob) -> str:
+    fewest = config.worlds[0]
+    when = f", where there are {fewest}" if fewest < config.workers else ""
+    return f"memory of a worker at its peak{when}"
 
 
 def _memory_lines(config: PgganJob, memory: Memory) -> list[str]:

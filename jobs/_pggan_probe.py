@@ -28,8 +28,18 @@ MODULES = (
     "medray.checkpoints",
     "torch.utils.tensorboard.writer",
 )
-TINY = {"final_px": 8, "start_px": 8, "fmap_base": 64, "fmap_max": 8, "latent_dims": 8}
 TINY_BATCH = 4
+TINY = {
+    "final_px": 8,
+    "start_px": 8,
+    "fmap_base": 64,
+    "fmap_max": 8,
+    "latent_dims": 8,
+    "batch": TINY_BATCH,
+    "batch_by_px": {},
+    "workers": 1,
+    "images_at_once": None,
+}
 # Each resolution takes two steps of either kind: the first of each chooses kernels.
 TURNS = 2
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.train import ScalingConfig
+from ray.train import ControllerError, ScalingConfig
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -50,7 +50,7 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling)
         self._worlds, self._board = tuple(worlds), board
         self._asked = False
-        self._notice_s = time.monotonic() + NOTICE_S
+        self._notice_s = float("-inf")
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """The largest group there is room for; none yet where the smallest has no room."""
@@ -117,7 +117,8 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
             hint="run the same command with --resume to go on",
         )
         ray.get(self._board.fail.remote(_failures.describe(error, 0)))
-        raise error
+        # As Ray Train's own error, of which it prints no trace.
+        raise ControllerError(error)
 
 
 class Failures(DefaultFailurePolicy):  # type: ignore[misc]
