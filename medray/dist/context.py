@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from medray.dist import _stop
+from medray.dist import _network, _stop
 from medray.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -209,12 +209,18 @@ def choose_device(local_rank: int, gpus_per_worker: float) -> torch.device:
 
 
 def join_group(rank: int, world: int, init_method: str, *, nccl: bool, one_machine: bool) -> None:
-    """Joins torch's process group; on one machine over loopback alone."""
+    """Joins torch's process group; on one machine over loopback alone.
+
+    Between machines gloo takes the interface that reaches the meeting point, unless
+    GLOO_SOCKET_IFNAME names another.
+    """
     import torch.distributed as dist
 
     if one_machine:
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+    elif reaching := _network.interface_to(init_method):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", reaching)
     dist.init_process_group(
         "nccl" if nccl else "gloo",
         init_method=init_method,
