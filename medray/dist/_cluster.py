@@ -102,6 +102,14 @@ def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: floa
         remove_placement_group(group)
 
 
+def allowed_s(timeout_s: float) -> float:
+    """How long workers may take to come: longer than `timeout_s` where the cluster buys machines.
+
+    That holds for a group's later starts too: a lost machine is bought again.
+    """
+    return max(timeout_s, _patience_s()) if os.environ.get("RAY_ADDRESS") else timeout_s
+
+
 def _patience_s() -> float:
     """Seconds that the environment allows; UsageError where it is no number."""
     given = os.environ.get(WAIT, "0")

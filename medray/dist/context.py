@@ -342,15 +342,16 @@ def launch(
     if backend == "ray":
         from medray.dist import _cluster
 
-        room_s = min(timeout_s, ROOM_S) if len(worlds) > 1 else timeout_s
+        elastic = len(worlds) > 1
+        room_s = min(timeout_s, ROOM_S) if elastic else _cluster.allowed_s(timeout_s)
         _cluster.set_environment(ray_environment(room_s))
         from medray.dist import _ray_train
 
         plan = _ray_train.Plan(
             workers, cpus_per_worker, gpus_per_worker, threads, name, max_failures, timeout_s
         )
-        elastic = dataclasses.replace(plan, worlds=tuple(worlds), resize_every_s=resize_every_s)
-        return _ray_train.run(worker, config, elastic)
+        plan = dataclasses.replace(plan, worlds=tuple(worlds), resize_every_s=resize_every_s)
+        return _ray_train.run(worker, config, plan)
     if backend == "torchrun" and "RANK" not in os.environ:
         from medray.dist import _processes
 

@@ -64,6 +64,16 @@ def test_a_cluster_that_cannot_grow_is_not_waited_for(monkeypatch: pytest.Monkey
     assert cluster.now_s == 0
 
 
+def test_workers_lost_with_their_machine_are_waited_for_as_long_where_machines_are_bought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(_cluster.WAIT, "900")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert _cluster.allowed_s(60) == 60
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert _cluster.allowed_s(60) == 900 and _cluster.allowed_s(1000) == 1000
+
+
 def test_a_wait_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_cluster.WAIT, "ten minutes")
     with pytest.raises(

@@ -91,7 +91,9 @@ class Host:
 
     def start(self, words: Sequence[str], log: Path, **env: str) -> Job:
         """Starts a command here."""
-        return Job([*self.within(), *words], environment(**env), log).start()
+        job = Job([*self.within(), *words], environment(**env), log).start()
+        self.network.jobs.append(job)
+        return job
 
     def ray(
         self,
@@ -142,7 +144,9 @@ class Network:
     """A switch and its hosts; at the end all of it is gone."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.hosts = folder, []  # type: Path, list[Host]
+        self.folder = folder
+        self.hosts: list[Host] = []
+        self.jobs: list[Job] = []
         words = ["unshare", "-Urnpfm", "--mount-proc", "--kill-child", "bash", "-c", INIT]
         self._keeper = subprocess.Popen(words, start_new_session=True)
         self.first = _first(self._keeper.pid)
@@ -173,7 +177,9 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The switch's own processes first: with its first one everything below it is killed.
+        for job in self.jobs:
+            job.stop()
+        # With the switch's first process everything that is left below it is killed.
         kill_group(self._keeper)
         for host in self.hosts:
             host._keeper.kill()

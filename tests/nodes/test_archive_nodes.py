@@ -19,7 +19,7 @@ from tests.nodes.jobs import Archiving, Cost
 from tests.nodes.rig import Node, Nodes, children
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
-PART = "archive, 3 nodes"
+PART = "archive"
 COUNT = 4000
 SHARDS = COUNT // 8
 # A whole node each.
@@ -111,7 +111,7 @@ def test_a_lost_node_costs_the_shard_in_the_making(
 ) -> None:
     at_work(job.start(), *cluster.all)
     cost = job.goes_on(cluster.lose)
-    ended(job, cost, "node lost", clean)
+    ended(job, cost, "node (of 3) lost", clean)
     assert cost.lost <= 1
 
 
@@ -130,7 +130,7 @@ def test_a_killed_raylet_is_missed_after_fifteen_seconds_and_costs_a_shard(
         job.stop()
     assert job.shards() == 3 * SHARDS
     wrong = archive_job.main(["--out", str(job.out), "--verify", "--sample", "200"])
-    cost.record(PART, "kill -9 of a raylet", wrong=wrong)
+    cost.record(PART, "kill -9 of a raylet (3 nodes)", wrong=wrong)
     assert wrong == 0 and cost.lost <= 1
 
 
@@ -139,7 +139,7 @@ def test_a_killed_actor_costs_the_shard_in_the_making(
 ) -> None:
     at_work(job.start(), *cluster.all)
     cost = job.goes_on(lambda: os.kill(actors(cluster.others[0])[0], signal.SIGKILL))
-    ended(job, cost, "kill -9 of an actor", clean)
+    ended(job, cost, "kill -9 of an actor (3 nodes)", clean)
     assert cost.lost <= 1
 
 
@@ -152,7 +152,7 @@ def test_a_node_that_stands_still_for_some_seconds_loses_nothing(
         there = job.shards()
         time.sleep(still_s)
         assert job.shards() > there, "the others went on"
-    ended(job, Cost(0, "shards", 0.0), f"node stands still for {still_s:g} s", clean)
+    ended(job, Cost(0, "shards", 0.0), f"node (of 3) stands still for {still_s:g} s", clean)
     assert job.lost() == 0
 
 
@@ -167,7 +167,7 @@ def test_a_notice_of_preemption_and_a_node_that_is_then_taken_cost_a_shard(
         cluster.lose()
 
     cost = job.goes_on(take)
-    ended(job, cost, "notice of preemption, then the node is taken", clean)
+    ended(job, cost, "notice of preemption, then the node (of 3) is taken", clean)
     assert cost.lost <= 1
 
 

@@ -20,7 +20,7 @@ from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
-PART = "training, 2 hosts"
+PART = "train"
 CUT_S = 30.0
 APART = ("--cpus-per-worker", "2")
 
@@ -112,7 +112,7 @@ def test_a_host_cut_off_for_half_a_minute_costs_no_byte(
     cost = job.goes_on(cut)
     assert job.wait() == 0, job.said()[-3000:]
     wrong = int(job.results() != clean)
-    cost.record(PART, f"host cut off for {CUT_S:g} s", wrong=wrong)
+    cost.record(PART, f"host (of 2) cut off for {CUT_S:g} s", wrong=wrong)
     print(f"running again {cost.seconds - CUT_S:.1f} s after it was back; {counts(hosts.watch)}")
     assert not wrong
 
@@ -132,5 +132,5 @@ def test_a_host_without_power_is_missed_and_another_takes_its_place(
     cost: Cost = job.goes_on(lose)
     assert job.wait() == 0, job.said()[-3000:]
     wrong = int(job.results() != clean)
-    cost.record(PART, "power of a host lost, another comes", wrong=wrong)
+    cost.record(PART, "power of a host (of 2) lost, another comes", wrong=wrong)
     assert not wrong

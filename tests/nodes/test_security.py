@@ -15,7 +15,7 @@ from tests.faults.kill import tree_sha256, wait_for
 from tests.nodes.certificates import Authority
 from tests.nodes.hosts import PORT, Host, Network, network, token
 from tests.nodes.jobs import Archiving
-from tests.nodes.rig import ROOT, environment
+from tests.nodes.rig import ROOT
 from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
@@ -31,7 +31,7 @@ REFUSED = {401, 403, 404, 405, "UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"
 # 127.0.0.1 and ::1, as the kernel writes them.
 LOOPBACK = ("0100007F", "0" * 24 + "01000000")
 WORK = """
-import ray, sys
+import ray, sys, time
 ray.init(address=sys.argv[1], logging_level="error")
 @ray.remote
 class Worker:
@@ -40,7 +40,7 @@ class Worker:
 worker = Worker.remote()
 assert ray.get(worker.here.remote())
 print("at work", flush=True)
-sys.stdin.read()
+time.sleep(3600)
 """
 
 
@@ -92,11 +92,9 @@ def cluster(network: Network, folder: Path, secret: dict[str, str]) -> Home:
     log = folder / "head.log"
     home.host.ray(log, "--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD}", **secret)
     wait_for(lambda: "Ray runtime started" in log.read_text(), 90)
-    words = [*home.host.within(), sys.executable, "-W", "ignore", "-c", WORK, home.address]
-    worker = subprocess.Popen(
-        words, cwd=ROOT, env=environment(**secret), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert worker.stdout is not None and worker.stdout.readline() == b"at work\n"
+    words = [sys.executable, "-W", "ignore", "-c", WORK, home.address]
+    worker = home.host.start(words, folder / "worker.log", **secret)
+    worker.until(lambda: "at work" in worker.said(), 90)
     return home
 
 

@@ -17,7 +17,7 @@ from tests.nodes.jobs import SAVE_IMAGES, Cost, Training
 from tests.nodes.rig import Node, Nodes, children
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
-PART = "training, 2 nodes"
+PART = "train"
 # A whole node each: the ranks cannot share one.
 APART = ("--cpus-per-worker", "2")
 
@@ -84,7 +84,7 @@ def test_a_lost_node_costs_the_images_since_the_checkpoint_and_no_byte(
     job.start().wait_for_images(2 * SAVE_IMAGES)
     cost = job.goes_on(pair.lose)
     assert job.wait() == 0, job.said()[-3000:]
-    cost.record(PART, "node lost, another comes", wrong=int(job.results() != clean))
+    cost.record(PART, "node (of 2) lost, another comes", wrong=int(job.results() != clean))
     assert cost.lost <= SAVE_IMAGES + 48 and job.results() == clean
 
 
@@ -96,7 +96,7 @@ def test_a_killed_raylet_costs_no_byte(pair: Pair, job: Training, clean: dict[st
     job.start().wait_for_images(2 * SAVE_IMAGES)
     cost = job.goes_on(kill)
     assert job.wait() == 0, job.said()[-3000:]
-    cost.record(PART, "kill -9 of a raylet", wrong=int(job.results() != clean))
+    cost.record(PART, "kill -9 of a raylet (2 nodes)", wrong=int(job.results() != clean))
     assert job.results() == clean
 
 
@@ -112,7 +112,9 @@ def test_a_node_that_stands_still_for_some_seconds_is_waited_for(
     cost = Cost(0, "images", time.monotonic() - begun_s)
     assert job.wait() == 0, job.said()[-3000:]
     assert job.resumed() == []
-    cost.record(PART, f"node stands still for {still_s:g} s", wrong=int(job.results() != clean))
+    cost.record(
+        PART, f"node (of 2) stands still for {still_s:g} s", wrong=int(job.results() != clean)
+    )
     assert job.results() == clean
 
 
@@ -139,8 +141,8 @@ def test_a_notice_of_preemption_saves_first_and_loses_no_image(
         wrong = int(job.results() != whole.results())
         print(f"the notice was heeded after {heeded_s:.1f} s")
         outcomes.record(
-            part=PART, fault="notice of preemption, then the node is taken", trials=1, lost=0,
-            unit="images", recovered_s=cost.seconds, wrong=wrong,
+            part=PART, fault="notice of preemption, then the node (of 2) is taken",
+            trials=1, lost=0, unit="images", recovered_s=cost.seconds, wrong=wrong,
         )  # fmt: skip
         assert not wrong
 
