@@ -69,7 +69,8 @@ def _init(ours: bool) -> None:
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = "start Ray here" if ours else f"reach Ray at {os.environ['RAY_ADDRESS']}"
-        raise ResourceError(f"cannot {where}: {error}".splitlines()[0]) from error
+        hint = "" if ours else "is it up, and is RAY_AUTH_TOKEN its token? `medray doctor` looks"
+        raise ResourceError(f"cannot {where}: {error}".splitlines()[0], hint=hint) from error
 
 
 def wait_for(bundles: list[dict[str, float]], *, can_grow: bool, timeout_s: float) -> None:

@@ -70,7 +70,8 @@ class Host:
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "route", "add", "default", "via", f"{GATE}.1")
         known = network.folder / f"hosts-{number}"
-        known.write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        others = "".join(f"{GATE}.{10 + n} host{n}\n" for n in range(1, 20))
+        known.write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n{others}")
         self.run("mount", "--bind", str(known), "/etc/hosts")
         Path("/tmp/ray").mkdir(exist_ok=True)
         for place in ("/tmp/ray", "/dev/shm"):

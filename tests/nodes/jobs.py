@@ -17,7 +17,7 @@ from tests.faults.kill import tree_sha256
 from tests.jobs import pggan_runs
 from tests.nodes.rig import PATIENCE_S, Job, environment
 
-TOTAL_IMAGES, SAVE_IMAGES, LOG_IMAGES = 960, 96, 24
+TOTAL_IMAGES, SAVE_IMAGES, LOG_IMAGES = 480, 48, 24
 LOST = "a worker was lost and is replaced"
 
 

@@ -40,20 +40,23 @@ METHODS = (
     "ray.rpc.ReporterService/GetTraceback", "ray.rpc.ReporterService/HealthCheck",
     "ray.rpc.LogService/ListLogs", "ray.rpc.EventService/ReceiveEvents",
     "ray.rpc.RuntimeEnvService/GetOrCreateRuntimeEnv",
+    "ray.rpc.RayletDriver/ClusterInfo", "ray.rpc.RayletDriver/KVList", "ray.rpc.RayletDriver/Init",
     "opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     "ray.rpc.events.EventAggregatorService/AddEvents",
 )  # fmt: skip
 
 
-def by_http(address: str, port: int) -> dict[str, int]:
-    """The status of each request that was answered."""
-    found = {}
+def by_http(address: str, port: int) -> dict[str, int | str]:
+    """The status of each request that was answered; "metrics" where metrics are all it tells."""
+    found: dict[str, int | str] = {}
     for method, paths in ASKED.items():
         for path in paths:
             connection = http.client.HTTPConnection(address, port, timeout=ASK_S)
             try:
                 connection.request(method, path, body=b"{}" if method == "POST" else None)
-                found[f"{method} {path.partition('?')[0]}"] = connection.getresponse().status
+                answer = connection.getresponse()
+                told = "metrics" if answer.read().startswith(b"# HELP") else answer.status
+                found[f"{method} {path.partition('?')[0]}"] = told
             except (OSError, http.client.HTTPException):
                 # No HTTP here: the first request says so.
                 return found
@@ -62,9 +65,9 @@ def by_http(address: str, port: int) -> dict[str, int]:
     return found
 
 
-def by_grpc(address: str, port: int) -> dict[str, str]:
+def by_grpc(address: str, port: int) -> dict[str, int | str]:
     """The code of each method."""
-    found = {}
+    found: dict[str, int | str] = {}
     with grpc.insecure_channel(f"{address}:{port}") as channel:
         for method in METHODS:
             call = channel.unary_unary(f"/{method}")
@@ -81,7 +84,7 @@ def by_grpc(address: str, port: int) -> dict[str, str]:
 def answers(address: str, ports: list[int]) -> Iterator[tuple[int, dict[str, int | str]]]:
     """(port, what it answered)."""
     for port in ports:
-        yield port, {**(by_http(address, port) or by_grpc(address, port))}
+        yield port, by_http(address, port) or by_grpc(address, port)
 
 
 if __name__ == "__main__":

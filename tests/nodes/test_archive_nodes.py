@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from jobs import archive as archive_job
 from tests.archive import made_parts
 from tests.faults.kill import tree_sha256
 from tests.nodes.jobs import Archiving, Cost
-from tests.nodes.rig import Node, Nodes, children
+from tests.nodes.rig import Job, Node, Nodes, children, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 PART = "archive"
@@ -169,6 +170,30 @@ def test_a_notice_of_preemption_and_a_node_that_is_then_taken_cost_a_shard(
     cost = job.goes_on(take)
     ended(job, cost, "notice of preemption, then the node (of 3) is taken", clean)
     assert cost.lost <= 1
+
+
+FILL = """
+import ray, time, numpy as np
+ray.init(address="auto", logging_level="error")
+kept = [ray.put(np.full(2**23, number, np.uint8)) for number in range(12)]
+print("full", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_full_object_store_is_no_concern_of_it(
+    cluster: Three, job: Archiving, clean: dict[str, str], tmp_path: Path
+) -> None:
+    """Somebody else's 96 MB in a store of 80 MB: what the workers answer does not go there."""
+    words = [sys.executable, "-W", "ignore", "-c", FILL]
+    filler = Job(words, environment(RAY_ADDRESS=cluster.nodes.address), tmp_path / "filler.log")
+    try:
+        filler.start().until(lambda: "full" in filler.said(), 60)
+        assert job.run() == 0, job.said()[-3000:]
+    finally:
+        filler.stop()
+    assert job.lost() == 0
+    ended(job, Cost(0, "shards", 0.0), "object store full", clean)
 
 
 def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_elsewhere(

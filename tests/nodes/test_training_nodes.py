@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import outcomes
-from tests.nodes.jobs import SAVE_IMAGES, Cost, Training
+from tests.nodes.jobs import LOG_IMAGES, SAVE_IMAGES, TOTAL_IMAGES, Cost, Training
 from tests.nodes.rig import Node, Nodes, children
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -85,7 +85,7 @@ def test_a_lost_node_costs_the_images_since_the_checkpoint_and_no_byte(
     cost = job.goes_on(pair.lose)
     assert job.wait() == 0, job.said()[-3000:]
     cost.record(PART, "node (of 2) lost, another comes", wrong=int(job.results() != clean))
-    assert cost.lost <= SAVE_IMAGES + 48 and job.results() == clean
+    assert cost.lost <= SAVE_IMAGES + LOG_IMAGES and job.results() == clean
 
 
 def test_a_killed_raylet_costs_no_byte(pair: Pair, job: Training, clean: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ def test_a_notice_of_preemption_saves_first_and_loses_no_image(
     pair: Pair, clean: Any, tmp_path: Path
 ) -> None:
     """Longer than the others: the notice is asked for every five seconds."""
-    total = 4 * 960
+    total = 3 * TOTAL_IMAGES
     with contextlib.ExitStack() as stack:
         whole = pair.training(tmp_path / "whole", "--cpus-per-worker", "1", total=total)
         stack.callback(whole.stop)
@@ -171,7 +171,7 @@ def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_elsewhere(
         assert job.wait() == 0, job.said()[-3000:]
     print(f"the driver ended with {code} after {ended_s:.1f} s: {job.said()[-2000:]}")
     wrong = int(job.results() != clean)
-    cost = Cost(max(0, reached + 24 - job.resumed()[-1]), "images", ended_s + again_s)
+    cost = Cost(max(0, reached + LOG_IMAGES - job.resumed()[-1]), "images", ended_s + again_s)
     cost.record(PART, "head lost, the same command on a new one", wrong=wrong)
     assert not wrong
 
