@@ -62,6 +62,19 @@ def launch_rows(
     launch_table(source, kernel, out, arguments, rows, columns=4, **defines)
 
 
+def launch_whole_rows(source: str, kernel: str, out: torch.Tensor, arguments: list[Any]) -> None:
+    """`launch_rows` where a row of threads has one row of `out`, for kernels with a barrier."""
+    dims, rows = out.shape[1], len(out)
+    across, down = _shape(dims, 4)
+    defines: dict[str, str | int] = {"TYPE": c_type(out)}
+    if dims % 4 == 0:
+        defines["WHOLE"] = 1
+    grid = -(-rows // down)
+    assert grid <= _LARGEST_GRID, f"{rows} rows are more than a grid holds"
+    head = [out, np.int64(rows), np.uint32(dims)]
+    launch(source, kernel, grid, (across, down), head + arguments, **defines)
+
+
 def launch_table(
     source: str,
     kernel: str,
@@ -78,13 +91,18 @@ def launch_table(
     dims, rows = out.shape[1], len(out) if rows is None else rows
     if not rows:
         return
-    across = 1
-    while across < min(-(-dims // columns), 32):
-        across *= 2
-    down = THREADS // across
+    across, down = _shape(dims, columns)
     grid = min(-(-rows // down), _blocks(out.device.index or 0))
     head = [out, np.int64(rows), np.uint32(dims)]
     launch(source, kernel, grid, (across, down), head + arguments, **defines)
+
+
+def _shape(dims: int, columns: int) -> tuple[int, int]:
+    """Threads of a block along a row, up to a warp of them, and rows of threads."""
+    across = 1
+    while across < min(-(-dims // columns), 32):
+        across *= 2
+    return across, THREADS // across
 
 
 def launch_each(source: str, kernel: str, count: int, arguments: list[Any]) -> None:

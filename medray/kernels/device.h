@@ -183,8 +183,9 @@ DEVICE void cos_sin(uint32 word, float *cosine, float *sine) {
     float s = x + x * x2 * ((-0.00019612714822869748f * x2 + 0.008332965895533562f) * x2 - 0.1666666716337204f);
     float c = 1.0f - 0.5f * x2 + x2 * x2 * ((2.4505186956957914e-05f * x2 - 0.0013888097601011395f) * x2 + 0.0416666679084301f);
     float even = quarter & 1u ? s : c, odd = quarter & 1u ? c : s;
-    *cosine = (quarter + 1u) & 2u ? -even : even;
-    *sine = quarter & 2u ? -odd : odd;
+    // A sign is the top bit: bit 1 of the quarter (and of the next one, for the cosine) goes there.
+    *cosine = as_float(as_bits(even) ^ (((quarter + 1u) & 2u) << 30));
+    *sine = as_float(as_bits(odd) ^ ((quarter & 2u) << 30));
 }
 
 // Four standard normals of four words (Box and Muller 1958), as rng.normals to 1e-6 relative.

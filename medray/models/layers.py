@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medray.kernels.activations import EPSILON, LEAK
 from medray.models import ops
-from medray.models.ops import EPSILON, LEAK, at_least_float32
+from medray.models.ops import at_least_float32
 
 STDDEV_GROUP = 4
 
@@ -57,7 +58,8 @@ class NormConv(EqualConv):
     """`EqualConv` -> leaky ReLU -> pixel norm, the generator's layer; once differentiable."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return ops.leaky_norm_(super().forward(x_NCHW))
+        weight, bias = self._scaled(x_NCHW.dtype)
+        return ops.conv_leaky_norm(functional.conv2d, x_NCHW, weight, bias, 1, self.padding_px)
 
 
 class DoublingConv(EqualConv):
@@ -74,7 +76,7 @@ class DoublingConv(EqualConv):
         kernel = (rows[..., 1:] + rows[..., :-1]).flip(2, 3).transpose(0, 1)
         kernel = _for_convolution(kernel, x_NCHW.dtype)
         bias = self.bias.to(x_NCHW.dtype)
-        return ops.leaky_norm_(functional.conv_transpose2d(x_NCHW, kernel, bias, 2, 1))
+        return ops.conv_leaky_norm(functional.conv_transpose2d, x_NCHW, kernel, bias, 2, 1)
 
 
 class EqualLinear(nn.Module):

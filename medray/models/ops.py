@@ -13,7 +13,7 @@ What is gained over the plain composition, which gives the same numbers:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-LEAK = 0.2
-EPSILON = 1e-8
+from medray.kernels import activations
+from medray.kernels.activations import EPSILON, LEAK
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -62,6 +62,22 @@ def halve(x_NCHW: Tensor) -> Tensor:
     return y_NCHW
 
 
+def conv_leaky_norm(
+    convolve: Callable[..., Tensor], x_NCHW: Tensor, weight: Tensor, bias_O: Tensor, *more: int
+) -> Tensor:
+    """`leaky_norm_` of a convolution's result; once differentiable.
+
+    `convolve` takes x, weight, bias (or None) and `more`. On a GPU the bias goes with the norm.
+    """
+    if not x_NCHW.is_cuda:
+        return leaky_norm_(convolve(x_NCHW, weight, bias_O, *more))
+    y_NOHW = convolve(x_NCHW, weight, None, *more)
+    if not activations.fits(y_NOHW):
+        return leaky_norm_(y_NOHW.add_(bias_O[:, None, None]))
+    made: Tensor = _BiasLeakyNorm.apply(y_NOHW, bias_O)  # type: ignore[no-untyped-call]
+    return made
+
+
 def leaky_norm_(x_NCHW: Tensor) -> Tensor:
     """`pixel_norm(leaky_relu(x, 0.2))` in place, once differentiable.
 
@@ -74,8 +90,7 @@ def leaky_norm_(x_NCHW: Tensor) -> Tensor:
 class _ConvLeaky(Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias_O: Tensor) -> Tensor:
-        y_NOHW = _conv(x_NCHW, weight, bias_O)
-        functional.leaky_relu_(y_NOHW, LEAK)
+        y_NOHW = _conv_leaky(x_NCHW, weight, bias_O)
         ctx.save_for_backward(x_NCHW, weight, y_NOHW)
         return y_NOHW
 
@@ -162,6 +177,8 @@ class _WeightGradient(Function):
 class _Halve(Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor) -> Tensor:
+        if activations.fits(x_NCHW) and activations.halves(x_NCHW.shape[3] // 2):
+            return activations.halve(x_NCHW)
         return functional.avg_pool2d(x_NCHW, 2)
 
     @staticmethod
@@ -174,6 +191,8 @@ class _Spread(Function):
 
     @staticmethod
     def forward(ctx: Any, g_NCHW: Tensor) -> Tensor:
+        if activations.fits(g_NCHW) and activations.halves(g_NCHW.shape[3]):
+            return activations.spread(g_NCHW)
         return functional.interpolate(g_NCHW * 0.25, scale_factor=2, mode="nearest")
 
     @staticmethod
@@ -195,8 +214,7 @@ class _LeakyNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-        if torch.is_grad_enabled():
-            raise RuntimeError("leaky_norm_ is differentiable once, got create_graph=True")
+        _refuse_graph()
         g_NCHW = gradients[0]
         y_NCHW, scale_N1HW = ctx.saved_tensors
         # d (x s) with s = (mean x^2 + eps)^(-1/2) is s (g - y mean(g y)): only y and s are kept.
@@ -205,9 +223,43 @@ class _LeakyNorm(Function):
         return (_masked(by_x, y_NCHW),)
 
 
+class _BiasLeakyNorm(Function):
+    """`leaky_norm_` of y + bias on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, y_NCHW: Tensor, bias_C: Tensor) -> Tensor:
+        scales_N1HW = activations.bias_leaky_norm_(y_NCHW, bias_C)
+        ctx.mark_dirty(y_NCHW)
+        ctx.save_for_backward(y_NCHW, scales_N1HW)
+        return y_NCHW
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        _refuse_graph()
+        by_NCHW = activations.leaky_norm_gradient(gradients[0], *ctx.saved_tensors)
+        return by_NCHW, by_NCHW.sum((0, 2, 3))
+
+
+def _refuse_graph() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("leaky_norm_ is differentiable once, got create_graph=True")
+
+
 def _masked(g: Tensor, y: Tensor) -> Tensor:
     # The slope by the sign of the output, which is that of the input.
     return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)  # type: ignore[no-any-return]
+
+
+def _conv_leaky(x_NCHW: Tensor, weight: Tensor, bias_O: Tensor) -> Tensor:
+    if x_NCHW.is_cuda:
+        y_NOHW = _conv(x_NCHW, weight, None)
+        if activations.fits(y_NOHW):
+            activations.bias_leaky_(y_NOHW, bias_O)
+            return y_NOHW
+        y_NOHW.add_(bias_O[:, None, None])
+    else:
+        y_NOHW = _conv(x_NCHW, weight, bias_O)
+    return functional.leaky_relu_(y_NOHW, LEAK)
 
 
 def _conv(x_NCHW: Tensor, weight: Tensor, bias_O: Tensor | None) -> Tensor:
