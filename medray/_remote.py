@@ -46,7 +46,7 @@ def open_remote(url: str) -> tuple[Any, str]:
         ) from error
     # Clients answer from a listing made earlier unless told not to; other processes write, too.
     for holder in (filesystem, getattr(filesystem, "dircache", None)):
-        if hasattr(holder, "use_listings_cache"):
+        if holder is not None and hasattr(holder, "use_listings_cache"):
             holder.use_listings_cache = False
     if url.startswith(S3):
         filesystem.retries = 1

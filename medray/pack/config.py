@@ -9,7 +9,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from medray.config import Frozen, Location
 
 # Where and how fast a pack runs, and what it puts up with: none of it changes a byte of a shard.
-NOT_IN_PLAN = frozenset("source workers max_rejected secret_file".split())
+NOT_IN_PLAN = frozenset(
+    "source workers max_rejected secret_file near_duplicates near_similarity".split()
+)
 
 CLIP_DEFAULTS = {"file_column": "clip", "encoding": "zstd", "samples_per_shard": 32}
 _YES = ("true", "1", "yes", "on", "y", "t")
@@ -68,6 +70,14 @@ class PackConfig(Frozen):
     test: float = Field(0.15, ge=0, lt=1, description="part of the patients for test")
     burned_in: Literal["flag", "reject"] = Field(
         "flag", description="what happens to images that may have text burned into their pixels"
+    )
+    near_duplicates: Literal["report", "refuse", "off"] = Field(
+        "report",
+        description="pictures nearly the same in different splits or of different patients: listed "
+        "in near_duplicates.csv; refuse: exit code 3, no index",
+    )
+    near_similarity: float = Field(
+        0.95, ge=0.5, le=1, description="how alike those are: the correlation of fine structure"
     )
     max_rejected: int = Field(
         0, ge=0, description="files that may be rejected before the job fails (exit code 3)"

@@ -18,6 +18,7 @@ from medray.pack import report
 from medray.pack.clips import list_clips
 from medray.pack.config import PackConfig
 from medray.pack.deidentify import Keyed, load_secret
+from medray.pack.near import near_duplicates, near_words
 from medray.pack.plan import Plan, ShardPlan, make_plan
 from medray.pack.probe import Probed, probe
 from medray.pack.sources import Listing, list_source
@@ -60,6 +61,7 @@ def pack(config: PackConfig, job: Job) -> ShardIndex | None:
     with _alone(store):
         done = _start(store, plan, job.overwrite)
         if done is not None:
+            _refuse_alike(config, _summary_there(store), store.url)
             log.event("complete", f"{job.out} is complete already: nothing to do", plan=plan.hash)
             return done
         results = _all_shards(plan, job.out, workers)
@@ -270,7 +272,12 @@ def _finish(store: Store, plan: Plan, results: list[Result], config: PackConfig)
     if not index.shards:
         raise DataError("every file was rejected", code="MR-D201", where=report.REJECTED)
     same = report.duplicates(plan, results)
-    facts = report.summary(plan, index, results, rejected, same)
+    near = None
+    if config.near_duplicates != "off":
+        near = near_duplicates(plan, results, config.near_similarity)
+        store.write_bytes(report.NEAR, report.near_csv(near))
+    facts = report.summary(plan, index, results, rejected, same, near)
+    _refuse_alike(config, facts, store.url)
     beside = {
         report.DUPLICATES: report.duplicates_csv(same),
         report.SUMMARY: report.summary_json(facts),
@@ -284,6 +291,33 @@ def _finish(store: Store, plan: Plan, results: list[Result], config: PackConfig)
     store.remove_tree(STATE)
     _say(store, facts, len(rejected), time.monotonic() - started_s)
     return index
+
+
+def _refuse_alike(config: PackConfig, facts: dict[str, Any], url: str) -> None:
+    """DataError MR-D222 under --near-duplicates refuse where a summary counts any."""
+    near = facts.get("near_duplicates", {})
+    counts = (
+        facts.get("duplicates_across_splits", 0),
+        near.get("across_splits", 0),
+        near.get("across_patients", 0),
+    )
+    if config.near_duplicates != "refuse" or not any(counts):
+        return
+    raise DataError(
+        f"{counts[0]:,} pictures are in two splits, {near_words(near)}",
+        code="MR-D222",
+        where=f"{url}/{report.NEAR}",
+        hint="put such pictures of one patient in one split, drop one, or pack with "
+        "--near-duplicates report: what is packed already stays",
+    )
+
+
+def _summary_there(store: Store) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(store.read_bytes(report.SUMMARY))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
 
 
 def _index(store: Store, plan: Plan, results: list[Result], config: PackConfig) -> ShardIndex:
@@ -309,6 +343,10 @@ def _say(store: Store, facts: dict[str, Any], rejected: int, seconds: float) -> 
             f"MR-D210 warning  {facts['duplicates_across_splits']:,} pictures are in two splits, "
             f"pixel for pixel: {report.DUPLICATES} has their keys",
         )
+    near = facts.get("near_duplicates", {})
+    if near.get("across_splits") or near.get("across_patients"):
+        text = f"{near_words(near)}: {report.NEAR} has their keys; look whether they are the same"
+        log.warn("near_duplicates", f"MR-D222 warning  {text}", **near)
     if facts.get("brightest_level", 65535) < 65535 // DARK:
         log.warn(
             "dark",

@@ -1,4 +1,4 @@
-"""What stands beside the shards: rejected.csv, duplicates.csv, summary.json, contact.png."""
+"""What stands beside the shards: rejected.csv, (near_)duplicates.csv, summary.json, contact.png."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from medray.images import encode_png, to_bits
 from medray.pack.clips import empty_findings
 from medray.pack.geometry import fit
+from medray.pack.near import Near
 from medray.pack.plan import Plan
 from medray.pack.sources import Rejected
 from medray.pack.worker import Result
@@ -29,7 +30,7 @@ REJECTED, DUPLICATES, SUMMARY, CONTACT = (
     "summary.json",
     "contact.png",
 )
-NOTES = "findings.csv"
+NOTES, NEAR = "findings.csv", "near_duplicates.csv"
 NOTE_TEXTS = {
     "MR-D214": "clips with frames missing",
     "MR-D215": "clips whose frames were out of order and are in order now",
@@ -71,6 +72,15 @@ def duplicates_csv(found: Sequence[tuple[str, ...]]) -> bytes:
     return _csv(("keys",), [("|".join(keys),) for keys in found])
 
 
+def near_csv(near: Near) -> bytes:
+    """A row per pair: keys, splits and similarity, the likest first."""
+    rows = [
+        (one, other, one.partition("-")[0], other.partition("-")[0], f"{alike:.4f}")
+        for one, other, alike in near.listed
+    ]
+    return _csv(("key", "other_key", "split", "other_split", "similarity"), rows)
+
+
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -85,6 +95,7 @@ def summary(
     results: Sequence[Result],
     rejected: Sequence[Rejected],
     same: Sequence[tuple[str, ...]],
+    near: Near | None,
 ) -> dict[str, Any]:
     """Counts of everything; the same set gives the same summary."""
     return {
@@ -101,6 +112,7 @@ def summary(
         "burned_in_flagged": sum(result.flagged for result in results),
         **_brightest(index, results),
         "duplicates_across_splits": len(same),
+        **({} if near is None else {"near_duplicates": near.summary()}),
         **(_of_clips(plan, results) if index.kind == CLIPS else {}),
     }
 

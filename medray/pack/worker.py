@@ -14,6 +14,7 @@ from typing import Any
 from medray.errors import DataError
 from medray.images import Decoded
 from medray.images.child import shared
+from medray.pack import thumbs
 from medray.pack.clips_worker import clip_samples
 from medray.pack.deidentify import file_digest
 from medray.pack.geometry import as_mask, as_set, box_mask, scaled_spacing_mm
@@ -42,6 +43,8 @@ class Result:
     notes: list[tuple[int, str, str]] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
     blank: int = 0
+    # The thumbnails of what was packed, in order.
+    thumbs: str = ""
 
 
 def state_name(shard: str) -> str:
@@ -53,6 +56,7 @@ def pack_shard(out: str, rules: Rules, shard: ShardPlan, plan_hash: str) -> Resu
     """Writes a shard and its result; the same arguments and files give the same bytes."""
     store = Store(out)
     result = Result(plan_hash, None)
+    small = []
     with ShardWriter(store, shard.name, shard.split, rules.encoding) as writer:
         made = clip_samples(rules, shard, result) if rules.kind == CLIPS else _samples(rules, shard)
         for number, sample in made:
@@ -63,11 +67,13 @@ def pack_shard(out: str, rules: Rules, shard: ShardPlan, plan_hash: str) -> Resu
             result.pixels.append(
                 (number, hashlib.blake2b(sample.image.data, digest_size=12).hexdigest())
             )
+            small.append(thumbs.thumbnail(sample.image, sample.frames))
             if rules.bits == 16:
                 result.brightest = max(result.brightest, int(sample.image.max()))
             result.flagged += sample.burned_in is True
         if len(writer):
             result.shard = writer.close()
+    result.thumbs = thumbs.packed(small)
     store.write_bytes(state_name(shard.name), json.dumps(_state(result)).encode())
     return result
 
@@ -87,7 +93,10 @@ def finished(out: str, shard: str, plan_hash: str) -> Result | None:
         )
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if result.plan != plan_hash or (result.shard and not _is_whole(store, result.shard)):
+    # A state that an older version left has no thumbnails: its shard is made again.
+    if result.plan != plan_hash or bool(result.pixels) != bool(result.thumbs):
+        return None
+    if result.shard and not _is_whole(store, result.shard):
         return None
     return result
 

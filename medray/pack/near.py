@@ -1,0 +1,132 @@
+"""Pictures that are nearly the same though they are in different splits or of different patients.
+
+The same film exported twice, in another format, size or grey curve, in training and in test makes a
+test worth less. Every pair of thumbnails (`thumbs`) is compared, a block at a time.
+
+Shape letters: N pictures, D numbers of a thumbnail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray import log
+from medray.pack import thumbs
+from medray.pack.plan import Plan
+from medray.pack.worker import Result
+from medray.records import SPLITS
+
+ROWS, COLUMNS = 1024, 8192
+MOST_LISTED = 100_000
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The pairs: `listed` (key, key, similarity), the likest first, and how many there are."""
+
+    similarity: float
+    across_splits: int
+    across_patients: int
+    listed: tuple[tuple[str, str, float], ...]
+
+    def summary(self) -> dict[str, Any]:
+        """What stands of them in `summary.json`."""
+        return {
+            "similarity": self.similarity,
+            "across_splits": self.across_splits,
+            "across_patients": self.across_patients,
+        }
+
+
+def near_words(summary: dict[str, Any]) -> str:
+    """The counts of a summary as part of a sentence."""
+    return (
+        f"{summary.get('across_splits', 0):,} pairs are nearly the same in different splits, "
+        f"{summary.get('across_patients', 0):,} of different patients in one split"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What decides whether a pair counts, a row a picture."""
+
+    keys: list[str]
+    split_N: Array
+    patient_N: Array
+    pixels_N: Array
+
+    def counts(self, i: Array, j: Array) -> tuple[Array, Array]:
+        """Which pairs are in two splits, and which of two known patients in one.
+
+        Pixel for pixel equal ones in two splits are left out: they have a report of their own.
+        """
+        across = self.split_N[i] != self.split_N[j]
+        mine, other = self.patient_N[i], self.patient_N[j]
+        patients = ~across & (mine != other) & (mine >= 0) & (other >= 0)
+        return across & (self.pixels_N[i] != self.pixels_N[j]), patients
+
+
+def near_duplicates(plan: Plan, results: Sequence[Result], similarity: float) -> Near:
+    """Every pair of pictures at least so alike, in different splits or of different patients."""
+    known, thumbs_ND = _known(plan, results), _thumbs(results)
+    splits = patients = 0
+    listed: list[tuple[str, str, float]] = []
+    with log.Progress("comparing", len(thumbs_ND)) as progress:
+        for done, i, j, alike in _pairs(thumbs_ND, similarity):
+            across, other = known.counts(i, j)
+            splits, patients = splits + int(across.sum()), patients + int(other.sum())
+            for n in np.flatnonzero(across | other)[: MOST_LISTED - len(listed)]:
+                listed.append((known.keys[i[n]], known.keys[j[n]], round(float(alike[n]), 4)))
+            progress.update(done)
+    listed.sort(key=lambda pair: (-pair[2], pair))
+    return Near(similarity, splits, patients, tuple(listed))
+
+
+def _known(plan: Plan, results: Sequence[Result]) -> _Known:
+    keys: list[str] = []
+    split, patient, pixels = [], [], []
+    numbers: dict[str, int] = {}
+    for shard, result in zip(plan.shards, results, strict=True):
+        for number, digest in result.pixels:
+            name = shard.entries[number].patient
+            keys.append(f"{shard.split}-{shard.first + number:08d}")
+            split.append(SPLITS.index(shard.split))
+            patient.append(-1 if name is None else numbers.setdefault(name, len(numbers)))
+            pixels.append(digest)
+    equal = np.unique(np.array(pixels), return_inverse=True)[1] if pixels else np.zeros(0)
+    return _Known(keys, np.array(split), np.array(patient), equal)
+
+
+def _thumbs(results: Sequence[Result]) -> npt.NDArray[np.float32]:
+    """All thumbnails, (N, D)."""
+    parts = [
+        thumbs.unpacked(result.thumbs, len(result.pixels)) for result in results if result.pixels
+    ]
+    return np.concatenate(parts).astype(np.float32) if parts else np.zeros((0, 1), np.float32)
+
+
+def _pairs(
+    thumbs_ND: npt.NDArray[np.float32], similarity: float
+) -> Iterator[tuple[int, Array, Array, Array]]:
+    """(rows done, i, j, similarity) of all pairs i < j at least so alike, a block at a time."""
+    count = len(thumbs_ND)
+    squares_N = np.einsum("nd,nd->n", thumbs_ND, thumbs_ND, dtype=np.float64)
+    # Blank ones are like no other. Lengths differ by rounding: the exact test comes after.
+    least = np.float32(similarity * squares_N.min(initial=thumbs.NORM**2, where=squares_N > 0))
+    for first in range(0, count, ROWS):
+        rows = thumbs_ND[first : first + ROWS]
+        for start in range(first, count, COLUMNS):
+            products = rows @ thumbs_ND[start : start + COLUMNS].T
+            i, j = np.nonzero(products >= least)
+            found = products[i, j].astype(np.float64)
+            i, j = i + first, j + start
+            alike = found / np.sqrt(squares_N[i] * squares_N[j])
+            kept = (i < j) & (alike >= similarity)
+            yield first, i[kept], j[kept], alike[kept]
