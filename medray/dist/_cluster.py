@@ -60,6 +60,7 @@ def connected() -> Iterator[bool]:
 
 def _init(ours: bool) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         ray.init(
@@ -67,7 +68,7 @@ def _init(ours: bool) -> None:
             logging_level=logging.WARNING,
             include_dashboard=False if ours else None,
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = "start Ray here" if ours else f"reach Ray at {os.environ['RAY_ADDRESS']}"
         hint = "" if ours else "is it up, and is RAY_AUTH_TOKEN its token? `medray doctor` looks"
         raise ResourceError(f"cannot {where}: {error}".splitlines()[0], hint=hint) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.faults.kill import tree_sha256, wait_for
 from tests.nodes.certificates import Authority
 from tests.nodes.hosts import PORT, Host, Network, network, token
 from tests.nodes.jobs import Archiving
-from tests.nodes.rig import ROOT
+from tests.nodes.rig import ROOT, environment
 from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
@@ -221,8 +222,9 @@ class Wire:
     def __init__(self, network: Network, word: str) -> None:
         words = [*network.within(), sys.executable, "-m", "tests.nodes.wire", word]
         self._process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            words, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "listening\n"
 
@@ -266,9 +268,10 @@ def test_a_driver_without_the_authority_is_refused(
     if who == "of another authority":
         own = own_of(Authority.make(tmp_path / "other"), sealed.home.host)
     job = driver(sealed.home, parts, tmp_path, **sealed.home.secret, **own)
+    begun_s = time.monotonic()
     try:
         assert job.start().wait(150) == 4, job.said()
     finally:
         job.stop()
-    print(job.said()[-1500:])
+        print(f"{time.monotonic() - begun_s:.1f} s: {job.said()[-1500:]}")
     assert job.shards() == 0
