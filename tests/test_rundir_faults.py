@@ -15,8 +15,11 @@ import pytest
 
 from medray.checkpoints import Checkpoints
 from medray.store import Store
+from tests import outcomes
+from tests.chaos_budget import trials
 from tests.faults import preload, publisher
 from tests.faults.kill import run_killed, tree_sha256
+from tests.faults.killer import Killer
 from tests.faults.powercut import Disk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +85,7 @@ def test_a_run_killed_at_each_operation_then_at_another_ends_with_the_same_files
         forks.run(folder, action="exit", at=at)
         forks.run(folder, action="torn", at=at // 2 + 1)
         assert forks.run(folder).code == 0 and results(folder) == clean, f"operation {at}"
+    kept("killed at the k-th I/O operation", at, publisher.SAVE_IMAGES, "lost: by design")
 
 
 def test_control_a_run_that_keeps_rows_past_its_checkpoint_is_caught(
@@ -149,6 +153,12 @@ def clean_s(clean: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     return time.monotonic() - started_s
 
 
+def kept(fault: str, count: int, lost: int, note: str = "") -> None:
+    """Keeps what came of `count` faults: nothing was wrong, or the test would not be here."""
+    more = {"unit": "images", "recovered_s": None, "wrong": 0, "note": note}
+    outcomes.record(part="train", fault=fault, trials=count, lost=lost, **more)  # type: ignore[arg-type]
+
+
 def _random_kills(clean: dict[str, str], clean_s: float, tmp_path: Path, *, kills: int) -> None:
     """Runs with up to three kills each, until there were `kills`."""
     killed, seed = 0, 0
@@ -176,7 +186,53 @@ def test_random_kills_of_the_command_change_nothing(
 
 
 @pytest.mark.chaos
-def test_fifty_random_kills_of_the_command_change_nothing(
+def test_many_random_kills_of_the_command_change_nothing(
     clean: dict[str, str], clean_s: float, tmp_path: Path
 ) -> None:
-    _random_kills(clean, clean_s, tmp_path, kills=50)
+    kills = trials(20, 50)
+    _random_kills(clean, clean_s, tmp_path, kills=kills)
+    kept("kill -9 at a random instant", kills, publisher.SAVE_IMAGES, "lost: by design")
+
+
+# --- two starts -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer(publisher.command) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def other(killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of a run with another configuration."""
+    folder = tmp_path_factory.mktemp("other")
+    assert killer.run(folder, seed=1)[0] == 0
+    return results(folder)
+
+
+def kept_out(
+    killer: Killer, trees: tuple[dict[str, str], ...], tmp_path: Path, count: int, **more: object
+) -> int:
+    """How many of two starts at once the lease kept out; nothing is mixed, whoever was first."""
+    refused, first = 0, {"seed": 0, **more}
+    for folder, ended in killer.two_starts(tmp_path, first, {**first, "seed": 1}, count):
+        assert sorted(code for code, _ in ended) in ([0, 0], [0, 2], [0, 4]), ended
+        assert results(folder) in trees
+        refused += any(code == 4 for code, _ in ended)
+    return refused
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(trials(20, 60), marks=pytest.mark.chaos)])
+def test_of_two_starts_on_one_run_folder_one_is_refused_and_nothing_is_mixed(
+    clean: dict[str, str], other: dict[str, str], killer: Killer, tmp_path: Path, count: int
+) -> None:
+    assert kept_out(killer, (clean, other), tmp_path, count) > 0
+    kept("two starts on one output", count, 0)
+
+
+def test_control_without_the_lock_two_starts_do_not_keep_out_of_each_others_way(
+    clean: dict[str, str], other: dict[str, str], killer: Killer, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError):
+        assert kept_out(killer, (clean, other), tmp_path, 8, alone=False) > 0

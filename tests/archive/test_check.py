@@ -15,7 +15,9 @@ from medray.archive.worker import Worker
 from medray.images import decode_png
 from medray.shards import INDEX, open_shard, read_index
 from medray.store import Store
+from tests import outcomes
 from tests.archive.made_parts import is_result, make_generator, make_latents, make_parts, run
+from tests.chaos_budget import trials
 from tests.faults import damage
 from tests.faults.kill import tree_sha256
 
@@ -106,13 +108,13 @@ def test_damage_is_found_and_repair_gives_the_original_bytes(made, out, capsys, 
     assert job(out, "--verify", "--sample", 0) == 0
 
 
-@pytest.mark.parametrize("trials", [60, pytest.param(1200, marks=pytest.mark.chaos)])
-def test_every_flip_and_every_cut_is_found(out, trials):
+@pytest.mark.parametrize("count", [60, pytest.param(trials(1200, 6000), marks=pytest.mark.chaos)])
+def test_every_flip_and_every_cut_is_found(out, count):
     """Five flips for each cut, of shards, their idx, manifests, index and plan: none is missed."""
     files = [path for path in sorted(out.rglob("*")) if path.suffix in (".tar", ".idx", ".json")]
     files = [path for path in files if ".lease" not in path.parts and path.name != "summary.json"]
     missed = []
-    for trial in range(trials):
+    for trial in range(count):
         path = files[trial % len(files)]
         whole = path.read_bytes()
         place = damage.cut(path, trial) if trial % 6 == 5 else damage.flip_bit(path, trial)
@@ -125,6 +127,15 @@ def test_every_flip_and_every_cut_is_found(out, trials):
         path.write_bytes(whole)
     assert missed == []
     assert check.verify(Store(out)) == []
+    outcomes.record(
+        part="archive",
+        fault="flip, cut, swap, missing or double shard",
+        trials=count,
+        lost=0,
+        unit="shards",
+        recovered_s=None,
+        wrong=len(missed),
+    )
 
 
 def rewritten(out, number, change):

@@ -38,6 +38,7 @@ def whole(folder):
 
 def kept_outcome(fault, count, note=""):
     """Keeps what came of `count` faults: nothing was wrong, or the test would not be here."""
+    note = f"{note} lost: by design".strip()
     more = {"lost": 1, "unit": "sections", "recovered_s": None, "wrong": 0, "note": note}
     outcomes.record(part="evaluate", fault=fault, trials=count, **more)
 

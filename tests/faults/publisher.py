@@ -6,6 +6,7 @@ are single saves for `preload.Forks`; `order` and `durable` are the guards that 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from medray import checkpoints as module
 from medray._tensors import write_tensors
 from medray.checkpoints import Checkpoints
+from medray.errors import MedrayError
 from medray.rundir import RunDir
 from medray.store import Store
 
@@ -80,10 +82,9 @@ def train(folder: Path, cut: bool = True, **start: Any) -> int:
     """Trains to the end from the newest checkpoint; without `cut` it keeps rows past it."""
     run = RunDir.start(
         str(folder / "run"),
-        config_yaml=CONFIG,
         config_hash="0" * 64,
         command=["medray", "small"],
-        **{"resume": True, **start},
+        **{"config_yaml": CONFIG, "resume": True, **start},
     )
     with run:
         if run.complete:
@@ -111,6 +112,18 @@ def _resume(run: RunDir, saved: Checkpoints, cut: bool) -> tuple[int, Any]:
     if cut:
         run.cut_metrics(images)
     return images, total
+
+
+def command(folder: Path, seed: int = 0, alone: bool = True) -> int:
+    """Trains, without waiting for another that does; the exit code."""
+    if not alone:
+        fcntl.flock = lambda file, kind: None  # type: ignore[assignment]
+    try:
+        train(folder, config_yaml=f"seed: {seed}\nworkers: 1\n", wait_s=0.0)
+    except MedrayError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def is_result(name: str) -> bool:

@@ -18,6 +18,8 @@ from medray.models.classifier import Classifier
 from medray.models.weights import CLASSIFIER, save_network
 from medray.shards import write_set
 from medray.store import Store
+from tests import outcomes
+from tests.chaos_budget import trials
 from tests.faults.kill import run_killed, tree_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +235,7 @@ def test_a_dry_run_writes_nothing(sets, tmp_path, capsys):
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(trials(1, 4)))
 def test_killed_at_random_instants_it_ends_with_the_same_report(sets, clean, tmp_path, seed):
     out, code, more = clean
     again = tmp_path / "out"
@@ -242,8 +244,18 @@ def test_killed_at_random_instants_it_ends_with_the_same_report(sets, clean, tmp
         "import sys; from jobs.evaluate import main; sys.exit(main(sys.argv[1:]) not in (0, 5))"
     )
     command = [sys.executable, "-c", wrapped, *arguments(sets, again, *more)]
-    run_killed(command, seed=seed, kills=5, clean_s=8, cwd=ROOT)
+    attempts = run_killed(command, seed=seed, kills=5, clean_s=8, cwd=ROOT)
     assert left(again) == left(out)
+    outcomes.record(
+        part="evaluate",
+        fault="kill -9 at a random instant",
+        trials=sum(not attempt.finished for attempt in attempts),
+        lost=1,
+        unit="sections",
+        recovered_s=None,
+        wrong=0,
+        note="lost: by design",
+    )
 
 
 @pytest.mark.ray

@@ -13,6 +13,8 @@ from medray.models.weights import load_classifier, load_generator
 from medray.sample.latents import LatentModel
 from medray.shards import write_set
 from medray.store import Store
+from tests import outcomes
+from tests.chaos_budget import trials
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
 from tests.jobs import small_search
@@ -278,7 +280,7 @@ def test_two_ray_workers_give_the_same_bytes_as_none(made, runs, tmp_path, ray_c
     assert tree_sha256(tmp_path / "out") == tree_sha256(made)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("kills", [5, pytest.param(trials(20, 200), marks=pytest.mark.chaos)])
 def test_searches_killed_at_random_instants_end_with_the_same_bytes(made, runs, tmp_path, kills):
     def nothing_half(out):
         finished = (out / "latents.json").exists()
@@ -288,4 +290,14 @@ def test_searches_killed_at_random_instants_end_with_the_same_bytes(made, runs, 
         assert tree_sha256(out) == tree_sha256(made)
 
     with Killer(small_search.make) as killer:
-        killer.kill_at_random(tmp_path, kills, check=nothing_half, done=same, runs=str(runs))
+        more = {"check": nothing_half, "done": same, "units": "chunks/*", "runs": str(runs)}
+        cost = killer.kill_at_random(tmp_path, kills, **more)
+    outcomes.record(
+        part="latents",
+        fault="kill -9 at a random instant",
+        trials=cost.kills,
+        lost=cost.lost,
+        unit="chunks",
+        recovered_s=cost.recovered_s,
+        wrong=0,
+    )

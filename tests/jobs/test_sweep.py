@@ -16,6 +16,7 @@ from medray.store import Store
 from medray.stream import Roster, Source
 from medray.train.fraction import in_fraction
 from medray.tune import features as trials
+from tests import chaos_budget, outcomes
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Killer
 from tests.feature_sets import make_features, rows_of
@@ -193,13 +194,23 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_bytes(sets, tmp_pat
     assert sweep_runs.make(whole, str(sets)) == 0
     wanted = tree_sha256(whole)
     with Killer(sweep_runs.make) as killer:
-        killer.kill_at_random(
+        cost = killer.kill_at_random(
             tmp_path,
-            20,
+            chaos_budget.trials(10, 20),
             check=lambda folder: None,
             done=lambda folder: _same(tree_sha256(folder), wanted),
+            units="trials/*/*.json*",
             sets=str(sets),
         )
+    outcomes.record(
+        part="sweep",
+        fault="kill -9 at a random instant",
+        trials=cost.kills,
+        lost=cost.lost,
+        unit="trials",
+        recovered_s=cost.recovered_s,
+        wrong=0,
+    )
 
 
 def _same(found, wanted):
