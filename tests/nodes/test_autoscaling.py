@@ -22,7 +22,7 @@ from tests.nodes.rig import ROOT, Job
 __all__ = ["network"]
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-COUNT = 12000
+COUNT = 9000
 IDLE_MINUTES = 0.1
 
 
