@@ -1,8 +1,8 @@
 """Runs a function in forked children that are killed (SIGKILL) after a while, or two at once.
 
 `python -m tests.faults.killer MODULE FUNCTION` imports once and answers lines
-`[folder, [arguments of one or two children], seconds]`, so that a trial costs no imports. The
-function returns an exit code.
+`[folder, [arguments of one or two children], seconds, signal]`, so that a trial costs no imports.
+The function returns an exit code.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ UNITS = "*.tar*"
 
 @dataclass
 class Cost:
-    """What kills cost: how many there were, files lost to one at most, seconds of a last run."""
+    """How many kills, files lost to one at most, seconds until it ended and of a last run."""
 
     kills: int = 0
     lost: int = 0
+    ended_s: float = 0.0
     recovered_s: float = 0.0
 
     def lose(self, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> Any:
@@ -62,9 +63,11 @@ class Killer:
             text=True,
         )
 
-    def run(self, folder: Path, delay_s: float = 100.0, **arguments: Any) -> tuple[int, float]:
-        """The exit code (-9: killed) and the seconds it took."""
-        code, seconds = self._asked(folder, [arguments], delay_s)
+    def run(
+        self, folder: Path, delay_s: float = 100.0, number: int = signal.SIGKILL, **arguments: Any
+    ) -> tuple[int, float]:
+        """The exit code (-9: killed) and the seconds it took; `number` is the signal it gets."""
+        code, seconds = self._asked(folder, [arguments], delay_s, number)
         return int(code), float(seconds)
 
     def run_two(
@@ -90,9 +93,15 @@ class Killer:
             apart_s = draw.uniform(0, clean_s) if number % 4 > 1 else 0.0
             yield folder, self.run_two(folder, first, other if number % 2 else first, apart_s)
 
-    def _asked(self, folder: Path, arguments: list[dict[str, Any]], seconds: float) -> Any:
+    def _asked(
+        self,
+        folder: Path,
+        arguments: list[dict[str, Any]],
+        seconds: float,
+        number: int = signal.SIGKILL,
+    ) -> Any:
         assert self._process.stdin and self._process.stdout, "made with pipes"
-        trial = json.dumps([str(folder), arguments, seconds])
+        trial = json.dumps([str(folder), arguments, seconds, number])
         print(trial, file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
@@ -105,9 +114,12 @@ class Killer:
         done: Callable[[Path], None],
         seed: int = 0,
         units: str = UNITS,
+        number: int = signal.SIGKILL,
         **arguments: Any,
     ) -> Cost:
         """Kills at random instants, `kills` times in all, each folder up to four times.
+
+        With SIGTERM as `number` it asks to end: exit code 75 or 143, unless it was too early.
 
         `check(folder)` runs after each kill, `done(folder)` after the run that ends by itself.
         Files named as `units` are those whose loss is work done again.
@@ -121,7 +133,11 @@ class Killer:
             before: set[tuple[str, int]] = set()
             for _ in range(4):
                 delay_s = draw.uniform(0, clean_s)
-                cost.kills += self.run(folder, delay_s, **arguments)[0] == -signal.SIGKILL
+                code, seconds = self.run(folder, delay_s, number, **arguments)
+                assert code in (0, -number, *((75, 143) if number == signal.SIGTERM else ())), code
+                if code != 0:
+                    cost.kills += 1
+                    cost.ended_s = max(cost.ended_s, seconds - delay_s)
                 check(folder)
                 before = cost.lose(before, there(folder, units))
             code, seconds = self.run(folder, **arguments)
@@ -148,7 +164,7 @@ class Killer:
 
 
 def _killed(
-    act: Callable[..., int], folder: str, arguments: dict[str, Any], delay_s: float
+    act: Callable[..., int], folder: str, arguments: dict[str, Any], delay_s: float, number: int
 ) -> tuple[int, float]:
     start_s = time.monotonic()
     child = os.fork()
@@ -159,7 +175,7 @@ def _killed(
         if ended:
             return os.waitstatus_to_exitcode(status), time.monotonic() - start_s
         time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
+    os.kill(child, number)
     status = os.waitpid(child, 0)[1]
     return os.waitstatus_to_exitcode(status), time.monotonic() - start_s
 
@@ -192,11 +208,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        folder, arguments, seconds = json.loads(line)
+        folder, arguments, seconds, number = json.loads(line)
         if len(arguments) == 2:
             found: Any = _two(act, folder, arguments, seconds)
         else:
-            found = _killed(act, folder, arguments[0], seconds)
+            found = _killed(act, folder, arguments[0], seconds, number)
         print(json.dumps(found), file=answers, flush=True)
 
 

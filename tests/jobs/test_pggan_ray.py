@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos_budget import trials
 from tests.faults.kill import frozen, kill_group, wait_for
 from tests.jobs import pggan_runs
 
@@ -194,7 +195,7 @@ def test_a_cluster_that_is_too_small_ends_with_a_clear_error_within_two_minutes(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(trials(2, 5)))
 def test_drivers_and_workers_killed_at_random_change_nothing(
     seed: int, driver: Driver, clean: dict[str, Any]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def kept(fault: str, count: int, lost: int, note: str = "") -> None:
 
 
 TRIALS = "trials/*/*.json*"
+
+
+def test_sigterm_at_random_instants_ends_it_and_the_rerun_is_equal(
+    sets: str, clean: Tree, killer: Killer, tmp_path: Path
+) -> None:
+    def nothing_half(folder: Path) -> None:
+        assert not folder.exists() or half_written(folder, clean) == []
+
+    def equal(folder: Path) -> None:
+        assert tree_sha256(folder) == clean
+
+    more: dict[str, Any] = {"check": nothing_half, "done": equal, "units": TRIALS, "sets": sets}
+    cost = killer.kill_at_random(tmp_path, trials(5, 20), number=signal.SIGTERM, **more)
+    assert cost.ended_s < 10
+    kept("SIGTERM, preemption", cost.kills, cost.lost, f"ended within {cost.ended_s:.1f} s")
 
 
 @pytest.mark.parametrize("action", ["exit", "torn"])

@@ -27,11 +27,11 @@ class _Here:
         yield from (decode(data, name=name) for name, data in files)
 
 
-def make_source(folder: Path) -> Path:
+def make_source(folder: Path, images: int = IMAGES) -> Path:
     """Images of noise, and the secret of the project."""
     (folder / "images").mkdir(parents=True)
     draw = np.random.default_rng(0)
-    for k in range(IMAGES):
+    for k in range(images):
         image = draw.integers(0, 256, (9, 9), np.uint8)
         (folder / "images" / f"{k:02d}.png").write_bytes(encode_png(image))
     (folder / "secret").write_text("0123456789abcdef")
@@ -39,7 +39,7 @@ def make_source(folder: Path) -> Path:
 
 
 def make(
-    folder: Path,
+    folder: Path | str,
     source: str,
     durable: bool = True,
     guarded: bool = True,

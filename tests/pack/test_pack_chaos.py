@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medray import store as store_module
 from medray.shards import INDEX
+from medray.store import Store
 from tests import outcomes
 from tests.chaos_budget import trials
-from tests.faults import preload
+from tests.faults import preload, stores
 from tests.faults.kill import tree_sha256
 from tests.faults.killer import Cost, Killer, there
 from tests.faults.operations import each_cut, each_operation, fresh
@@ -81,6 +85,31 @@ def test_killed_at_random_instants_the_rerun_gives_the_same_bytes(
         unit="shards",
         recovered_s=cost.recovered_s,
         wrong=0,
+    )
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(trials(20, 60), marks=pytest.mark.chaos)])
+def test_sigterm_at_random_instants_ends_it_in_five_seconds_and_the_rerun_is_equal(
+    source: str, clean: Tree, killer: Killer, tmp_path: Path, times: int
+) -> None:
+    def nothing_half(folder: Path) -> None:
+        assert not folder.exists() or half_written(folder, clean) == []
+
+    def equal(folder: Path) -> None:
+        assert same(folder, clean)
+
+    more = {"check": nothing_half, "done": equal, "number": signal.SIGTERM, "source": source}
+    cost = killer.kill_at_random(tmp_path, times, **more)  # type: ignore[arg-type]
+    assert cost.ended_s < 5
+    outcomes.record(
+        part="pack",
+        fault="SIGTERM, preemption",
+        trials=cost.kills,
+        lost=cost.lost,
+        unit="shards",
+        recovered_s=cost.recovered_s,
+        wrong=0,
+        note=f"ended within {cost.ended_s:.1f} s",
     )
 
 
@@ -232,6 +261,38 @@ def test_a_disk_that_fills_up_is_named_and_publishes_nothing_half(
         recovered_s=None,
         wrong=0,
         note="after so many bytes",
+    )
+
+
+RATES = {"unavailable": 0.05, "reset": 0.05, "short_read": 0.05, "stall": 0.05, "stall_s": 0.01}
+
+
+@pytest.mark.parametrize("seeds", [3, pytest.param(trials(20, 50), marks=pytest.mark.chaos)])
+def test_on_a_store_that_fails_the_bytes_are_the_same(
+    source: str, clean: Tree, monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0,) * 4)
+    monkeypatch.setattr(small_pack.worker, "shared", small_pack.worker.shared)
+    for seed in range(seeds):
+        stores.register()
+        with stores.faults(seed=seed, **RATES) as faults:
+            codes = [small_pack.make("faulty://bucket", source)]
+            while codes[-1] == 4 and len(codes) < 5:
+                codes.append(small_pack.make("faulty://bucket", source))
+        assert codes[-1] == 0 and set(codes) <= {0, 4}
+        assert faults.total > 3
+        store = Store("faulty://bucket")
+        found = {n: sha256(store.read_bytes(n)).hexdigest() for n in store.names() if is_result(n)}
+        assert found == clean
+    stores.register()
+    outcomes.record(
+        part="pack",
+        fault="storage faults",
+        trials=seeds,
+        lost=0,
+        unit="shards",
+        recovered_s=None,
+        wrong=0,
     )
 
 

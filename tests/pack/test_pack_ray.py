@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,15 @@ import pytest
 
 from medray.errors import DataError, UsageError
 from medray.images import encode_png
+from medray.pack import pack as pack_module
 from medray.pack.config import PackConfig
 from medray.pack.on_ray import run_tasks
 from medray.pack.pack import Job, pack
+from medray.pack.worker import pack_shard
 from medray.store import Store
+from tests import outcomes
+from tests.chaos_budget import trials
+from tests.pack import small_pack
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +38,10 @@ def test_workers_change_no_byte(ray_cluster, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 250, (9, 9), np.uint8) for _ in range(20)]
     for k in range(40):
-        (source / f"{k:02d}.png").write_bytes(encode_png(rng.integers(0, 256, (9, 9), np.uint8)))
+        brighter = np.uint8(k // 20)  # each is there twice, nearly the same
+        (source / f"{k:02d}.png").write_bytes(encode_png(pictures[k % 20] + brighter))
     trees = []
     for workers in (0, 1, 2):
         out = tmp_path / f"out{workers}"
@@ -44,6 +52,7 @@ def test_workers_change_no_byte(ray_cluster, tmp_path):
         trees.append({name: Store(out).read_bytes(name) for name in Store(out).names()})
     assert trees[0] == trees[1] == trees[2]
     assert len([name for name in trees[0] if name.endswith(".tar")]) == 7
+    assert len(trees[0]["near_duplicates.csv"].splitlines()) > 1
 
 
 def dies_once(flag, number):
@@ -51,6 +60,48 @@ def dies_once(flag, number):
         Path(flag).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
+
+
+class DiesOnce:
+    """`pack_shard` whose first worker at a shard dies when it is written and not yet told."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, out, rules, shard, plan_hash):
+        made, flag = pack_shard(out, rules, shard, plan_hash), Path(self.folder, shard.name)
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_workers_that_die_at_their_shards_cost_no_byte(ray_cluster, tmp_path, monkeypatch):
+    """Ray gives a task three more tries: each shard is made twice."""
+    shards = trials(6, 20)
+    source = small_pack.make_source(tmp_path / "in", images=4 * shards)
+    trees, begun_s = [], []
+    (tmp_path / "flags").mkdir()
+    for number, dies in enumerate((False, True)):
+        if dies:
+            monkeypatch.setattr(pack_module, "pack_shard", DiesOnce(str(tmp_path / "flags")))
+        begun_s.append(time.monotonic())
+        config = PackConfig(
+            source=str(source / "images"), size_px=8, samples_per_shard=4, workers=2, name="s",
+            val=0, test=0,
+        )  # fmt: skip
+        pack(config, Job(str(tmp_path / f"out{number}")))
+        store = Store(str(tmp_path / f"out{number}"))
+        trees.append({name: store.read_bytes(name) for name in store.names()})
+    took_s = time.monotonic() - begun_s[1]
+    assert len(list((tmp_path / "flags").iterdir())) == shards
+    assert trees[0] == trees[1]
+    outcomes.record(
+        part="pack", fault="worker lost or hung", trials=shards, lost=1, unit="shards",
+        recovered_s=took_s / shards, wrong=0,
+    )  # fmt: skip
 
 
 def refuses(number):

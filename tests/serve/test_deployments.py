@@ -22,7 +22,9 @@ from click import ClickException
 from serve import keys
 from serve.app import app
 from serve.client import Client, Refused
+from tests import outcomes
 from tests.archive.made_parts import make_generator
+from tests.chaos_budget import trials
 
 # Ray Serve itself warns when it is imported.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -146,6 +148,7 @@ class Callers:
         self.running, self.expected = running, expected
         self.statuses: Counter[Any] = Counter()
         self.wrong = 0
+        self.good_s: list[float] = []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(count)]
 
@@ -159,6 +162,12 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def pause_s(self) -> float:
+        """The longest time without a good answer."""
+        times_s = sorted(self.good_s)
+        return max(b - a for a, b in zip(times_s, times_s[1:], strict=False))
+
     def _ask(self, number: int) -> None:
         with self.running.client() as client:
             while not self._stop.is_set():
@@ -166,6 +175,7 @@ class Callers:
                 try:
                     (image,) = client.generate(seed=3, start=number)
                     self.statuses[200] += 1
+                    self.good_s.append(time.monotonic())
                     self.wrong += image.data != self.expected[number]
                 except Refused as refused:
                     self.statuses[refused.status] += 1
@@ -194,6 +204,34 @@ def test_more_replicas_come_with_the_load_and_go_and_one_killed_gives_no_wrong_a
     assert failed <= 24, callers.statuses
     down_s = until(lambda: len(running.replicas("Models")) == 1, 60)
     print(f"1 -> 2 after {up_s:.1f} s, one killed: {callers.statuses}, 2 -> 1 after {down_s:.1f} s")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_replicas_killed_under_load_cost_what_was_in_flight_and_give_no_wrong_answer(
+    running: Running,
+) -> None:
+    count, callers_at_once = trials(3, 20), 24
+    with running.client() as client:
+        expected = {n: image.data for n, image in enumerate(client.generate(16, seed=3))}
+    replaced_s = 0.0
+    with Callers(running, callers_at_once, expected) as callers:
+        until(lambda: len(running.replicas("Models")) == 2)
+        for _ in range(count):
+            before = callers.statuses.total()
+            killed = kill_one(running, "Models")
+            until(lambda before=before: callers.statuses.total() > before + 100)  # type: ignore[misc]
+            found_s = until(lambda killed=killed: replaced(running, "Models", killed), 60)  # type: ignore[misc]
+            replaced_s = max(replaced_s, found_s)
+    failed = callers.statuses.total() - callers.statuses[200]
+    print(f"{count} killed: {callers.statuses}, longest pause {callers.pause_s:.1f} s")
+    outcomes.record(
+        part="serve", fault="kill -9 at a random instant", trials=count, lost=failed / count,
+        unit="requests in flight", recovered_s=callers.pause_s, wrong=callers.wrong,
+        note=f"two again within {replaced_s:.1f} s",
+    )  # fmt: skip
+    assert callers.wrong == 0 and set(callers.statuses) <= {200, 503}, callers.statuses
+    assert failed <= callers_at_once * count and callers.pause_s < 10
 
 
 @pytest.mark.chaos
