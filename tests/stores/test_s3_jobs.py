@@ -10,11 +10,13 @@ import pytest
 
 from medray.store import Store
 from tests.archive.made_parts import is_result, make_parts, run
+from tests.chaos_budget import trials
 from tests.faults.kill import kill_group, tree_sha256, wait_for
 from tests.faults.proxy import RATES
 from tests.jobs import pggan_runs
 from tests.shard_sets import make_set
 from tests.stores.conftest import S3
+from tests.stores.test_s3 import cost
 
 
 def digests(url: str) -> dict[str, str]:
@@ -28,7 +30,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_parts(tmp_path_factory.mktemp("parts"))
 
 
-@pytest.mark.parametrize("images, seeds", [(8, 1), pytest.param(24, 5, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "images, seeds", [(8, 1), pytest.param(24, trials(3, 20), marks=pytest.mark.chaos)]
+)
 def test_an_archive_on_a_failing_s3_has_the_same_bytes_and_a_rerun_changes_nothing(
     s3: S3, bucket: str, parts: Path, tmp_path: Path, impatient: None, images: int, seeds: int
 ) -> None:
@@ -46,6 +50,7 @@ def test_an_archive_on_a_failing_s3_has_the_same_bytes_and_a_rerun_changes_nothi
                 assert run(parts, out, "--repair", "--count", images) == 0
         assert run(parts, out, "--count", images) == 0
         assert digests(out) == clean
+    cost("archive", seeds, "shards")
 
 
 def test_an_archive_whose_store_is_away_ends_with_4_and_says_what_goes_on(
@@ -91,3 +96,4 @@ def test_a_gan_with_data_and_run_folder_on_a_failing_s3_killed_ends_as_one_on_di
     assert sum(injected.values()) >= 20
     found = pggan_runs.results(copied(f"{bucket}/run", tmp_path / "copy"))
     assert found == pggan_runs.results(clean)
+    cost("train", 1, "images")

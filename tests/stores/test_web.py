@@ -14,6 +14,7 @@ from medray import store as store_module
 from medray.errors import DataError, ResourceError, StoreOutage, UsageError
 from medray.shards import read_index
 from medray.store import Store
+from tests.chaos_budget import trials
 from tests.faults.proxy import RATES, Proxy
 from tests.shard_sets import drain, make_set, stream
 from tests.stores.web import Web
@@ -146,7 +147,7 @@ def test_a_shard_that_is_gone_or_changed_on_the_server_is_refused_and_named(
     assert caught.value.code == codes[damage]
 
 
-@pytest.mark.parametrize("seeds", [2, pytest.param(20, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seeds", [2, pytest.param(trials(10, 20), marks=pytest.mark.chaos)])
 def test_over_a_failing_network_a_set_streams_the_same(
     proxied: tuple[Proxy, str], home: Path, monkeypatch: pytest.MonkeyPatch, seeds: int
 ) -> None:
