@@ -40,6 +40,13 @@ def largest(worlds: Sequence[int], possible: int) -> int:
     return max((world for world in worlds if world <= possible), default=0)
 
 
+def free_by_node() -> dict[str, dict[str, float]]:
+    """What nobody holds of each machine."""
+    from ray._private.state import available_resources_per_node
+
+    return dict(available_resources_per_node())
+
+
 class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
     """Ray Train's elastic policy with numbers of workers of our choice, and a save before an end.
 
@@ -50,6 +57,8 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling)
         self._worlds, self._board = tuple(worlds), board
         self._asked = False
+        # The group that is being started, 0 where one runs; the most that is to be thought of.
+        self._starting, self._limit = 0, scaling.max_workers
         self._notice_s = float("-inf")
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -57,17 +66,24 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
         self._asked = False
         if stop := ray.get(self._board.go_on.remote(RESIZE)):
             self._give_up(stop)
+        # One that found no room is tried smaller: machines are gone, or hold something else.
+        smaller = self._starting > self._worlds[0]
+        self._limit = self._starting - 1 if smaller else self.scaling_config.max_workers
         decision = super().make_decision_for_non_running_worker_group()
-        if isinstance(decision, NoopDecision):
-            self._tell_wait()
-            # Ray's loop asks again at once.
-            time.sleep(LOOK_S)
+        if isinstance(decision, ResizeDecision):
+            self._starting = decision.num_workers
+            return decision
+        self._tell_wait()
+        # Ray's loop asks again at once.
+        time.sleep(LOOK_S)
         return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         """Another size, once the group that trains has saved for it."""
+        self._starting, self._notice_s = 0, float("-inf")
+        self._limit = worker_group_state.num_workers + self._free()
         if self._asked:
             return self._once_saved()
         decision = super().make_decision_for_running_worker_group(
@@ -87,12 +103,22 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
         count = self._count_possible_workers(self._get_reserved_resources() or {})
         if not count:
             return NoopDecision()
-        self._asked = False
+        self._asked, self._starting = False, count
         ray.get(self._board.go_on.remote(RESIZE))
         return self._get_resize_decision(count)
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return largest(self._worlds, super()._count_possible_workers(reserved_resources))
+        possible = super()._count_possible_workers(reserved_resources)
+        return largest(self._worlds, min(possible, self._limit))
+
+    def _free(self) -> int:
+        """Workers that there is room for beside all that runs; Ray counts what others hold too."""
+        needs = self.scaling_config._resources_per_worker_not_none.items()
+        rooms = [
+            min(free.get(name, 0.0) // need for name, need in needs if need)
+            for free in free_by_node().values()
+        ]
+        return int(sum(rooms))
 
     def _get_reserved_resources(self) -> Any:
         """What of the cluster is ours, seen now: Ray's own look may be 20 s old."""

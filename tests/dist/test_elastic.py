@@ -31,8 +31,10 @@ class Near:
 class Rig:
     """The policy with a board of its own, and a cluster of so many CPUs."""
 
+    patch: pytest.MonkeyPatch
+
     def __init__(self, worlds: tuple[int, ...], cpus: float) -> None:
-        self.board, self.cpus = Board(), cpus
+        self.board, self.cpus, self.others = Board(), cpus, 0.0
         scaling = ScalingConfig(
             num_workers=(worlds[0], worlds[-1]),
             elastic_resize_monitor_interval_s=0.0,
@@ -50,7 +52,9 @@ class Rig:
         return {"a": {"CPU": min(self.cpus, 2)}, "b": {"CPU": max(self.cpus - 2, 0)}}
 
     def running(self, workers: int) -> int | None:
-        """What is decided for a group that trains."""
+        """What is decided for a group that trains; nobody but it and `others` holds CPUs."""
+        free = max(self.cpus - workers - self.others, 0)
+        self.patch.setattr(_elastic, "free_by_node", lambda: {"a": {"CPU": free}, "b": {}})
         state = SimpleNamespace(start_time=0.0, num_workers=workers)
         return self._count(self.sizes.make_decision_for_running_worker_group(state, None))
 
@@ -65,6 +69,7 @@ class Rig:
 
 @pytest.fixture(autouse=True)
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rig, "patch", monkeypatch, raising=False)
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
     monkeypatch.setattr(_elastic, "LOOK_S", 0.0)
 
@@ -104,6 +109,21 @@ def test_a_request_ends_with_the_group_that_it_was_made_to() -> None:
     assert rig.waiting() == 1, "a machine was lost in the meantime"
     assert rig.board.read()[2] is None
     assert rig.running(1) is None and rig.board.read()[2] is None
+
+
+def test_what_others_hold_is_no_room_to_grow_into() -> None:
+    rig = Rig((1, 2, 4), 4)
+    rig.others = 2
+    assert rig.running(2) is None and rig.board.read()[2] is None
+    rig.others = 0
+    assert rig.running(2) is None and rig.board.read()[2] == _elastic.RESIZE
+
+
+def test_a_group_that_found_no_room_is_tried_smaller_and_from_the_top_at_the_end() -> None:
+    rig = Rig((1, 2, 4), 4)
+    assert [rig.waiting() for _ in range(4)] == [4, 2, 1, 4]
+    rig.running(4)
+    assert rig.waiting() == 4, "one that ran and failed has room"
 
 
 def test_below_the_fewest_it_waits_and_says_so_once(capfd: pytest.CaptureFixture[str]) -> None:
