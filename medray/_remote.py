@@ -7,6 +7,7 @@ status that the server gave counts, where there was one, then what kind of error
 from __future__ import annotations
 
 import errno
+import os
 import ssl
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 _STATUS: dict[int, Kind] = {404: "absent", 410: "absent", 416: "beyond"}
 # 400: a body that was cut on its way up. 409: two at once. 425, 429: too early, too often.
 _PASSING_STATUS = frozenset((400, 408, 409, 425, 429))
+# Objects of at least two parts are sent in parts, so many at once (each is in memory).
+PART_BYTES, PARTS_AT_ONCE, PART_ATTEMPTS = 50 << 20, 4, 5
 # What a client says before it has asked anybody.
 _REFUSED_NAMES = frozenset(
     "NoCredentialsError PartialCredentialsError ProfileNotFound ParamValidationError "
@@ -80,7 +83,10 @@ def _options(url: str) -> dict[str, Any]:
 
 
 class _S3:
-    """s3fs, but an object is read in one request: in several it could be two versions of it."""
+    """s3fs, but an object is read in one request: in several it could be two versions of it.
+
+    Large objects go up in parts, each of which is sent again by itself where it failed.
+    """
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
@@ -91,6 +97,44 @@ class _S3:
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """All of it, or a range."""
         return bytes(self._fs.cat_file(path, start=start, end=end, max_concurrency=1))
+
+    def pipe_file(self, path: str, data: bytes) -> None:
+        """Writes bytes."""
+        self._put("pipe_file", (path, data), path, len(data))
+
+    def put_file(self, local_path: str, path: str) -> None:
+        """Writes a file's content."""
+        self._put("put_file", (local_path, path), path, os.path.getsize(local_path))
+
+    def _put(self, method: str, arguments: tuple[Any, ...], path: str, size: int) -> None:
+        if size < 2 * PART_BYTES:
+            getattr(self._fs, method)(*arguments)
+            return
+        before = self._version(path)
+        parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+        try:
+            getattr(self._patient(), method)(*arguments, **parts)
+        except FileNotFoundError as error:
+            if _code(error) != "NoSuchUpload":
+                raise
+            # The answer to the last request was lost, and it was made again.
+            if self._version(path) in (before, None) or self._fs.size(path) != size:
+                raise ConnectionError(f"the upload of {path} was not completed") from None
+
+    def _version(self, path: str) -> tuple[Any, Any] | None:
+        """What changes when an object is written again, None where there is none."""
+        try:
+            found = self._fs.info(path)
+        except FileNotFoundError:
+            return None
+        return found.get("ETag"), found.get("LastModified")
+
+    def _patient(self) -> Any:
+        """A client that sends a part again by itself."""
+        options = dict(self._fs.storage_options)
+        config = {**options.get("config_kwargs", {})}
+        config["retries"] = {"total_max_attempts": PART_ATTEMPTS, "mode": "standard"}
+        return type(self._fs)(**{**options, "config_kwargs": config})
 
 
 class _Web:
@@ -155,6 +199,12 @@ def _kind_of_status(status: int, error: BaseException) -> Kind:
     if status >= 500 or (status in _PASSING_STATUS and not isinstance(error, PermissionError)):
         return "passing"
     return "refused"
+
+
+def _code(error: BaseException) -> str:
+    """What S3 calls an error; empty for others."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _status(error: BaseException) -> int | None:

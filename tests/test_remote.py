@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 
+from medray import _remote
 from medray._remote import kind_of
 from medray.errors import UsageError
 from medray.store import Store
@@ -78,3 +79,50 @@ def test_a_mistake_of_the_program_is_not_called_a_failure_of_the_store() -> None
 def test_a_url_that_nothing_opens_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="cannot open nosuch://"):
         Store("nosuch://bucket")
+
+
+class Completed:
+    """A client whose last answer to a large upload was lost: asked again, S3 knows no upload."""
+
+    storage_options: dict[str, object] = {}
+
+    def __init__(self, **config: object) -> None:
+        self.config = config
+
+    def info(self, path: str) -> dict[str, object]:
+        return {"ETag": type(self).etag, "LastModified": 0}
+
+    def size(self, path: str) -> int:
+        return 4
+
+    def pipe_file(self, path: str, data: bytes, **parts: object) -> None:
+        type(self).etag += type(self).stored
+        response = {"Error": {"Code": type(self).code}}
+        raise caused(
+            FileNotFoundError("no upload"), client_error("botocore", "E", response=response)
+        )
+
+    etag, stored, code = 0, 1, "NoSuchUpload"
+
+
+@pytest.mark.parametrize(
+    "stored, code, error",
+    [
+        (1, "NoSuchUpload", None),
+        (0, "NoSuchUpload", ConnectionError),
+        (1, "NoSuchBucket", FileNotFoundError),
+    ],
+)
+def test_a_large_upload_that_nobody_knows_of_counts_only_where_the_object_is_new(
+    monkeypatch: pytest.MonkeyPatch, stored: int, code: str, error: type[Exception] | None
+) -> None:
+    monkeypatch.setattr(_remote, "PART_BYTES", 2)
+    monkeypatch.setattr(Completed, "stored", stored)
+    monkeypatch.setattr(Completed, "code", code)
+    store = _remote._S3(Completed())
+    if error is None:
+        store.pipe_file("bucket/x", b"1234")
+        return
+    with pytest.raises(error) as caught:
+        store.pipe_file("bucket/x", b"1234")
+    assert kind_of(caught.value) == ("passing" if code == "NoSuchUpload" else "absent")

@@ -50,6 +50,8 @@ class Proxy:
         self._draw = random.Random(0)
         self.stall_s = 0.05
         self._silent = False
+        self._lost: tuple[str, str] | None = None
+        self._losses: list[int] = []
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -92,6 +94,19 @@ class Proxy:
             yield self.injected
         finally:
             self._rates = {}
+
+    @contextmanager
+    def losing(self, method: str, part: str) -> Iterator[list[int]]:
+        """The answer to the first request of this method with `part` in it is lost; how many were.
+
+        The server has done what it was asked for by then.
+        """
+        self._lost, lost = (method, part), self._losses
+        lost[:] = [0]
+        try:
+            yield lost
+        finally:
+            self._lost = None
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -145,10 +160,20 @@ class Proxy:
             _reset(writer)
             return
         answer = await self._passed_on(head, body)
-        if self._strikes("lost"):
+        if self._strikes("lost") or self._is_to_be_lost():
             _reset(writer)
             return
         await self._answer(writer, answer)
+
+    def _is_to_be_lost(self) -> bool:
+        if self._lost is None:
+            return False
+        method, part = self._lost
+        line = self.requests[-1]
+        if self._losses[0] or not line.startswith(method) or part not in line:
+            return False
+        self._losses[0] = 1
+        return True
 
     async def _passed_on(self, head: bytes, body: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._to_port)

@@ -131,6 +131,47 @@ def test_control_without_asking_again_the_same_ends_in_an_outage(
             store.read_bytes("x")
 
 
+def put(store: Store, data: bytes, folder: Path) -> None:
+    """Publishes a file with this content as "big"."""
+    (folder / "big").write_bytes(data)
+    store.publish(folder / "big", "big")
+
+
+@pytest.mark.parametrize("seeds", [1, pytest.param(trials(3, 20), marks=pytest.mark.chaos)])
+def test_a_large_object_goes_up_in_parts_that_are_sent_again_one_by_one(
+    s3: S3,
+    bucket: str,
+    tmp_path: Path,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: int,
+) -> None:
+    monkeypatch.setattr(_remote, "PART_BYTES", 5 << 20)
+    store = Store(bucket)
+    for seed in range(seeds):
+        data = np.random.default_rng(seed).bytes((16 << 20) + seed)
+        before = len(s3.proxy.requests)
+        with s3.proxy.failing(seed, unavailable=0.2, reset=0.1) as injected:
+            put(store, data, tmp_path)
+        assert store.read_bytes("big") == data
+        sent = [line for line in s3.proxy.requests[before:] if "partNumber=" in line]
+        assert 4 <= len(sent) <= 4 + sum(injected.values())
+        store.write_bytes("bytes", data)
+        assert store.read_bytes("bytes") == data
+
+
+def test_a_large_object_whose_last_answer_is_lost_is_there_or_sent_again(
+    s3: S3, bucket: str, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_remote, "PART_BYTES", 5 << 20)
+    store, data = Store(bucket), np.random.default_rng(0).bytes(11 << 20)
+    for content in (data, data[::-1]):
+        with s3.proxy.losing("POST", "uploadId=") as lost:
+            put(store, content, tmp_path)
+        assert lost == [1], "the upload was completed, and nobody heard of it"
+        assert store.read_bytes("big") == content
+
+
 CALLS: dict[str, Callable[[Store], Any]] = {
     "read": lambda store: store.read_bytes("x"),
     "range": lambda store: store.read_range("x", 0, 1),
