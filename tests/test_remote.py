@@ -97,7 +97,7 @@ class Completed:
 
     def pipe_file(self, path: str, data: bytes, **parts: object) -> None:
         type(self).etag += type(self).stored
-        response = {"Error": {"Code": type(self).code}}
+        response = {"Error": {"Code": self.code}, "ResponseMetadata": {"HTTPStatusCode": 404}}
         raise caused(
             FileNotFoundError("no upload"), client_error("botocore", "E", response=response)
         )
