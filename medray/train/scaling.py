@@ -1,9 +1,10 @@
 """How long a run of the progressive GAN takes on N GPUs: a model with few, named constants.
 
-A step is the GPU's work on its images, what of the two all-reduces is not hidden behind it, and a
-wait where the store gives too few bytes; a run is its steps and its checkpoints. Operations, bytes
-and the schedule come from `estimate`; what a machine does per second is in `Machine`, measured or
-cited. G's all-reduce is waited for; D's is hidden behind the pass that makes G's images.
+A step is the GPU's work on its images, or the launches of that work where they take longer; what
+of the two all-reduces is not hidden behind it; and a wait where the store gives too few bytes. A
+run is its steps and its checkpoints. Operations, bytes and the schedule come from `estimate`; what
+a machine does per second is in `Machine`, measured or cited. G's all-reduce is waited for; D's is
+hidden behind the pass that makes G's images.
 
 P is a network's number of trained parameters, W the number of GPUs.
 """
@@ -11,7 +12,7 @@ P is a network's number of trained parameters, W the number of GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from medray.errors import UsageError
 from medray.train import estimate, rehearsal
@@ -28,27 +29,30 @@ DAY_S = 86_400.0
 class Machine:
     """What one node does per second.
 
-    `flops_s`: operations a GPU reaches in a step, by resolution (the nearest below stands in).
-    `step_s`: what a step takes whatever its images (launches, random numbers, Adam). `link_bytes_s`
-    and `network_bytes_s`: what an all-reduce moves per GPU inside a node, and per node between
-    nodes, as nccl-tests counts (bus bandwidth). `latency_s`: of an all-reduce, per doubling of
-    GPUs.
+    `flops_s`: operations a GPU reaches in a step, `launch_s`: seconds that its launches take, both
+    by resolution (the nearest below stands in for one that is not there). `link_bytes_s` and
+    `network_bytes_s`: what an all-reduce moves per GPU inside a node, and per node between nodes,
+    as nccl-tests counts (bus bandwidth). `latency_s`: of an all-reduce, per doubling of GPUs.
     """
 
     name: str
     gpus: int
     flops_s: Mapping[int, float]
-    step_s: float = 0.0
+    launch_s: Mapping[int, float] = field(default_factory=dict)
     link_bytes_s: float = 1e11
     network_bytes_s: float = 1e10
     latency_s: float = 20e-6
     store_bytes_s: float = 1e9
 
-    def rate(self, px: int) -> float:
-        """Operations per second of one GPU at a resolution."""
-        known = sorted(self.flops_s)
-        below = [r for r in known if r <= px] or known[:1]
-        return self.flops_s[below[-1]]
+    def compute_s(self, px: int, flops: float) -> float:
+        """Seconds of so many operations of a step at a resolution."""
+        return max(flops / _at(self.flops_s, px), _at(self.launch_s, px))
+
+
+def _at(by_px: Mapping[int, float], px: int) -> float:
+    known = sorted(by_px)
+    below = [r for r in known if r <= px] or known[:1]
+    return by_px[below[-1]] if below else 0.0
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,14 @@ class Step:
     px: int
     images_per_gpu: float
     compute_s: float
+    launched_s: float
     reduce_s: float
     exposed_s: float
     wait_s: float
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """All of it; `launched_s` is what of the first part the GPU waits for its launches."""
         return self.compute_s + self.exposed_s + self.wait_s
 
 
@@ -137,7 +142,8 @@ def step(
             hint=f"at most {batch} GPUs, or a greater --batch, which is another training",
         )
     flops = costs.mean_flops(estimate.penalty_every(config)) / costs.images
-    compute_s = images * flops / machine.rate(px) + machine.step_s
+    compute_s = machine.compute_s(px, images * flops)
+    launched_s = compute_s - images * flops / _at(machine.flops_s, px)
     number = estimate.counts(config, px)
     of_g, of_d = (
         reduce_s(machine, gpus, estimate.FLOAT_BYTES * number[name])
@@ -148,7 +154,7 @@ def step(
     on_node = min(gpus, machine.gpus) * images * config.channels * config.final_px**2
     read_s = on_node * bytes_per_pixel / machine.store_bytes_s
     wait_s = max(0.0, read_s - compute_s - exposed_s)
-    return Step(px, images, compute_s, of_g + of_d, exposed_s, wait_s)
+    return Step(px, images, compute_s, launched_s, of_g + of_d, exposed_s, wait_s)
 
 
 def reduce_s(machine: Machine, gpus: int, size_bytes: int) -> float:
@@ -162,14 +168,15 @@ def reduce_s(machine: Machine, gpus: int, size_bytes: int) -> float:
 
 def fitted(config: PgganConfig, costs: list[Costs], machine: Machine, seconds: float) -> Machine:
     """The machine with the one rate at which a single GPU takes so many seconds for the run."""
-    at_one = replace(machine, flops_s={min(c.px for c in costs): 1.0}, step_s=0.0)
+    least = min(c.px for c in costs)
+    at_one = replace(machine, flops_s={least: 1.0}, launch_s={})
     operations = predict(config, costs, at_one, 1).compute_s
-    return replace(machine, flops_s={min(c.px for c in costs): operations / seconds}, step_s=0.0)
+    return replace(machine, flops_s={least: operations / seconds}, launch_s={})
 
 
 def limit(prediction: Prediction) -> str:
     """What a last-resolution step waits for most beside the GPU's own work, by name."""
     last = prediction.last
-    parts = {"all-reduce": last.exposed_s, "store": last.wait_s}
+    parts = {"launches": last.launched_s, "all-reduce": last.exposed_s, "store": last.wait_s}
     name = max(parts, key=lambda part: parts[part])
     return name if parts[name] > 0.05 * last.seconds else "the GPU"
