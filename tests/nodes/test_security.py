@@ -176,11 +176,15 @@ def test_a_node_with_a_wrong_token_cannot_join(home: Home, tmp_path: Path) -> No
     assert "token" in node.said(), node.said()
 
 
+# How often a driver tries to reach the head; usually for a minute and more.
+IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_rpc_server_connect_timeout_s": "2"}
+
+
 def driver(home: Home, parts: Path, folder: Path, **env: str) -> Archiving:
     """A small archive by one worker of the cluster."""
     return Archiving.on(
         home.address, parts, folder / "archive", "--workers", 1,
-        prefix=home.host.within(), **env,
+        prefix=home.host.within(), **env, **IMPATIENT,
     )  # fmt: skip
 
 
