@@ -7,6 +7,7 @@ by words on its standard input.
   clients; the own door against Serve's proxy, and against its HAProxy mode. That listens on all
   interfaces, so its row has a network of its own (`unshare`).
 - `generate_32`: one image a request, 32 clients, against the same service with batches of one.
+- `latency_32`: the slowest of a hundred answers then, against two batches' time and the window.
 - `generate_64`, `classify_128`: that gain against what the bare network gains by batches.
 - `overload`: the latency of what is accepted at ten times the capacity against that at half of it.
 - `replica_killed`: requests that failed of those that were in flight when a replica was killed.
@@ -30,6 +31,7 @@ ROWS = {
     "noop_default": "Ray Serve's proxy",
     "noop_haproxy": "Ray Serve with HAProxy",
     "generate_32": "batches of one",
+    "latency_32": "two batches and the window",
     "generate_64": "the network's own gain",
     "classify_128": "the network's own gain",
     "overload": "p99 at half the load",

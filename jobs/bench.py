@@ -80,6 +80,7 @@ TARGETS = {
     "noop_default": Target(10),
     "noop_haproxy": Target(0.9),
     "generate_32": Target(5),
+    "latency_32": Target(1, at_most=True),
     "generate_64": Target(0.8),
     "classify_128": Target(0.8),
     "overload": Target(2, at_most=True),

@@ -186,6 +186,31 @@ def generate(px: int, against_bare: bool) -> Iterator[Case]:
 
 
 @contextlib.contextmanager
+def latency(px: int) -> Iterator[Case]:
+    """The slowest of a hundred answers with 32 callers, against two batches' time and the window.
+
+    A caller waits for the batch under way and for its own. The time of a batch is that of a request
+    for one batch of images, with nobody else there.
+    """
+    with tempfile.TemporaryDirectory(prefix="medray-bench-") as folder:
+        url = make_generator(folder, px)
+        with bench_faults.service(folder, generator=url, queue_images=4096) as (access, args):
+
+            def batch() -> float:
+                body = f'{{"n": {args.batch}, "seed": 7, "start": {{n}}}}'
+                told = load(
+                    port=args.port, key=access.token, path="/v1/images/generations",
+                    numbered=True, body=body, clients=1, seconds=SECONDS,
+                )  # fmt: skip
+                return 2 * float(only(told, 200)["p50_ms"]) + args.window_ms
+
+            def many() -> float:
+                return float(only(ask_images(args, access, seconds=SLOW_S), 200)["p99_ms"])
+
+            yield Case(lambda: None, many, batch)
+
+
+@contextlib.contextmanager
 def classify(px: int) -> Iterator[Case]:
     """One small PNG a request from many clients, with batches and without."""
     import numpy as np
@@ -212,6 +237,7 @@ ROWS: dict[str, Callable[[int], contextlib.AbstractContextManager[Case]]] = {
     "noop_default": lambda _: noop(),
     "noop_haproxy": lambda _: noop(haproxy=True),
     "generate_32": lambda _: generate(32, against_bare=False),
+    "latency_32": lambda _: latency(32),
     "generate_64": lambda _: generate(64, against_bare=True),
     "classify_128": lambda _: classify(128),
     "overload": bench_faults.overload,

@@ -90,7 +90,9 @@ def ray_serve(proxy_port: int) -> Iterator[Any]:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=CPUS, include_dashboard=False, logging_level="error", log_to_driver=False)
+    # One of its own, whatever other Ray is on this machine.
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, **quiet)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
         yield serve

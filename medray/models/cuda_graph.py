@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class CudaGraph:
     def __init__(self, function: Callable[[Tensor], Tensor], example: Tensor) -> None:
         self._lock = threading.Lock()
         self._input = example.clone()
-        stream = torch.cuda.Stream(example.device)
+        stream: Any = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(example.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM):
