@@ -25,6 +25,7 @@ ROWS, COLUMNS = 1024, 8192
 MOST_LISTED = 100_000
 
 Array = npt.NDArray[Any]
+Forms = list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,11 @@ class _Known:
 
 def near_duplicates(plan: Plan, results: Sequence[Result], similarity: float) -> Near:
     """Every pair of pictures at least so alike, in different splits or of different patients."""
-    known, thumbs_ND = _known(plan, results), _thumbs(results)
+    known, forms = _known(plan, results), _thumbs(results)
     splits = patients = 0
     listed: list[tuple[str, str, float]] = []
-    with log.Progress("comparing", len(thumbs_ND)) as progress:
-        for done, i, j, alike in _pairs(thumbs_ND, similarity):
+    with log.Progress("comparing", len(known.keys)) as progress:
+        for done, i, j, alike in _pairs(forms, similarity):
             across, other = known.counts(i, j)
             splits, patients = splits + int(across.sum()), patients + int(other.sum())
             for n in np.flatnonzero(across | other)[: MOST_LISTED - len(listed)]:
@@ -104,29 +105,38 @@ def _known(plan: Plan, results: Sequence[Result]) -> _Known:
     return _Known(keys, np.array(split), np.array(patient), equal)
 
 
-def _thumbs(results: Sequence[Result]) -> npt.NDArray[np.float32]:
-    """All thumbnails, (N, D)."""
+def _thumbs(results: Sequence[Result]) -> Forms:
+    """All thumbnails in both forms, (N, D) each."""
     parts = [
         thumbs.unpacked(result.thumbs, len(result.pixels)) for result in results if result.pixels
     ]
-    return np.concatenate(parts).astype(np.float32) if parts else np.zeros((0, 1), np.float32)
+    every = np.concatenate(parts) if parts else np.zeros((0, thumbs.FORMS, 1), np.int16)
+    return [every[:, form].astype(np.float32) for form in range(thumbs.FORMS)]
 
 
-def _pairs(
-    thumbs_ND: npt.NDArray[np.float32], similarity: float
-) -> Iterator[tuple[int, Array, Array, Array]]:
-    """(rows done, i, j, similarity) of all pairs i < j at least so alike, a block at a time."""
-    count = len(thumbs_ND)
-    squares_N = np.einsum("nd,nd->n", thumbs_ND, thumbs_ND, dtype=np.float64)
+def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array, Array]]:
+    """(rows done, i, j, similarity) of all pairs i < j at least so alike, a block at a time.
+
+    Of several forms of a thumbnail the likest counts.
+    """
+    count = len(forms[0])
+    squares = [np.einsum("nd,nd->n", form, form, dtype=np.float64) for form in forms]
     # Blank ones are like no other. Lengths differ by rounding: the exact test comes after.
-    least = np.float32(similarity * squares_N.min(initial=thumbs.NORM**2, where=squares_N > 0))
+    least = np.float32(
+        similarity
+        * min(square_N.min(initial=thumbs.NORM**2, where=square_N > 0) for square_N in squares)
+    )
     for first in range(0, count, ROWS):
-        rows = thumbs_ND[first : first + ROWS]
         for start in range(first, count, COLUMNS):
-            products = rows @ thumbs_ND[start : start + COLUMNS].T
-            i, j = np.nonzero(products >= least)
-            found = products[i, j].astype(np.float64)
+            products = [
+                form[first : first + ROWS] @ form[start : start + COLUMNS].T for form in forms
+            ]
+            i, j = np.nonzero(np.maximum.reduce(products) >= least)
+            alike = np.zeros(len(i))
+            for product, square_N in zip(products, squares, strict=True):
+                lengths = np.sqrt(square_N[i + first] * square_N[j + start])
+                lengths[lengths == 0] = np.inf
+                alike = np.maximum(alike, product[i, j].astype(np.float64) / lengths)
             i, j = i + first, j + start
-            alike = found / np.sqrt(squares_N[i] * squares_N[j])
             kept = (i < j) & (alike >= similarity)
             yield first, i[kept], j[kept], alike[kept]

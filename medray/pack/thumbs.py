@@ -4,6 +4,9 @@ It is what stays of a thumbnail when its own blur is taken away, in whole number
 `NORM`: so small that a product of two is exact in float32 in any order of adding, and what is made
 of it is the same whatever the machine, the threads and the number of workers.
 
+There are two of a picture: of the whole frame, and of what is left when dark margins are cut off,
+so that a copy with other margins is found as well.
+
 Shape letters: D numbers of a thumbnail, H and W pixels, T frames.
 """
 
@@ -17,47 +20,82 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-# At 24 px of fine structure the films of different children stay below 0.91 of 1 (2 million pairs),
+# At 24 px of fine structure the films of different children stay below 0.92 of 1 (2 million pairs),
 # a film that was compressed, scaled, brightened or made noisier stays above 0.95.
 THUMB_PX, BLUR_PX = 24, 5
 # NORM squared, and so every sum on the way to it, is below 2**24: exact in float32.
 NORM = 4000
 # Fine structure of less than this part of the range is noise in black: such pictures are alike.
 BLANK = {8: 1 / 255, 16: 1 / 4095}
+# A margin is darker than this part of the brightest, but for this part of a row or column.
+DARK, SPECKS = 0.1, 0.02
+SMALLEST_PX = 8
 CLIP_FRAMES = 4
+FORMS = 2
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 
 def thumbnail(image: Array, frames: int | None = None) -> npt.NDArray[np.int16]:
-    """The fine structure of a picture (H, W) or (H, W, 3), or of a clip (T, H, W): (D,) int16.
+    """The fine structure of a picture (H, W) or (H, W, 3), or of a clip (T, H, W): (2, D) int16.
 
     All 0 for a picture with none, which is then like no other.
     """
     if frames is None:
-        pictures = [image]
+        pictures = [_grey(image)]
     else:
         places = (2 * np.arange(CLIP_FRAMES) + 1) * frames // (2 * CLIP_FRAMES)
-        pictures = [image[place] for place in places]
-    fine = np.stack([_fine(picture) for picture in pictures]).ravel()
-    length = float(np.sqrt(np.dot(fine, fine)))
-    levels = np.iinfo(image.dtype).max
-    if length < BLANK[8 * image.itemsize] * levels * np.sqrt(fine.size):
-        return np.zeros(fine.size, np.int16)
-    return np.rint(fine * (NORM / length)).astype(np.int16)
+        pictures = [_grey(image[place]) for place in places]
+    least = BLANK[8 * image.itemsize] * np.iinfo(image.dtype).max
+    rows, columns = _without_margins(pictures)
+    within = [picture[rows, columns] for picture in pictures]
+    whole = _of_norm([_fine(picture) for picture in pictures], least)
+    if within[0].shape == pictures[0].shape:
+        return np.stack([whole, whole])
+    return np.stack([whole, _of_norm([_fine(picture) for picture in within], least)])
 
 
-def _fine(picture: Array) -> npt.NDArray[np.float64]:
+def _grey(picture: Array) -> Floats:
+    """Square, float32, in steps of a half at most a few times the size that is wanted."""
     # Halves are several times faster than one step to a size that does not divide.
-    while len(picture) >= 4 * THUMB_PX and len(picture) % 2 == 0:
+    while len(picture) >= 8 * THUMB_PX and len(picture) % 2 == 0:
         half = len(picture) // 2
         picture = cv2.resize(picture, (half, half), interpolation=cv2.INTER_AREA)
-    grey = picture.astype(np.float32)
-    if grey.ndim == 3:
-        grey = grey.mean(axis=2)
-    side = min(THUMB_PX, len(grey))
+    grey: Floats = picture.astype(np.float32)
+    return grey if grey.ndim == 2 else grey.mean(axis=2)
+
+
+def _without_margins(pictures: Sequence[Floats]) -> tuple[slice, slice]:
+    """The rows and columns that are not margins of all the pictures; all of them for a speck."""
+    brightest = pictures[0] if len(pictures) == 1 else np.max(pictures, axis=0)
+    smooth = cv2.blur(brightest, (3, 3))
+    bright_HW = smooth > DARK * smooth.max()
+    found = []
+    for axis in (1, 0):
+        bright = np.count_nonzero(bright_HW, axis=axis)
+        kept = np.flatnonzero(bright > SPECKS * bright_HW.shape[axis])
+        if len(kept) < 2 or kept[-1] - kept[0] < SMALLEST_PX:
+            return slice(None), slice(None)
+        found.append(slice(int(kept[0]), int(kept[-1]) + 1))
+    return found[0], found[1]
+
+
+def _fine(grey: Floats) -> Floats:
+    side = min(THUMB_PX, *grey.shape)
     small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(small - cv2.blur(small, (BLUR_PX, BLUR_PX)), np.float64)
+    fine: Floats = small - cv2.blur(small, (BLUR_PX, BLUR_PX))
+    if side < THUMB_PX:
+        fine = cv2.resize(fine, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_NEAREST)
+    return fine
+
+
+def _of_norm(parts: Sequence[Floats], least: float) -> npt.NDArray[np.int16]:
+    fine = np.concatenate(parts, axis=None, dtype=np.float64)
+    length = float(np.sqrt(np.dot(fine, fine)))
+    if length < least * np.sqrt(fine.size):
+        return np.zeros(fine.size, np.int16)
+    return np.rint(fine * (NORM / length)).astype(np.int16)
 
 
 def packed(thumbs: Sequence[npt.NDArray[np.int16]]) -> str:
@@ -66,5 +104,5 @@ def packed(thumbs: Sequence[npt.NDArray[np.int16]]) -> str:
 
 
 def unpacked(text: str, count: int) -> npt.NDArray[np.int16]:
-    """`count` thumbnails from text, (count, D)."""
-    return np.frombuffer(base64.b64decode(text), "<i2").reshape(count, -1)
+    """`count` thumbnails from text, (count, 2, D)."""
+    return np.frombuffer(base64.b64decode(text), "<i2").reshape(count, FORMS, -1)

@@ -55,8 +55,10 @@ ALTERED = {
 
 
 def alike(one, other):
-    a, b = (thumbs.thumbnail(image).astype(np.float64) for image in (one, other))
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    pairs = zip(
+        *(thumbs.thumbnail(image).astype(np.float64) for image in (one, other)), strict=True
+    )
+    return max(float(a @ b / np.sqrt((a @ a) * (b @ b))) for a, b in pairs)
 
 
 @pytest.mark.parametrize("change", ALTERED)
@@ -64,6 +66,16 @@ def test_a_film_that_was_exported_again_is_found_and_another_film_is_not(films, 
     again = [ALTERED[change](film) for film in films]
     assert min(map(alike, films, again)) >= 0.95
     assert max(map(alike, films[1:], again)) < 0.95, "the control: other films"
+
+
+def test_a_film_with_other_margins_is_found_by_what_is_within_them(films):
+    bright = [film // 2 + np.uint8(99) for film in films]
+    one = [np.pad(film, ((4, 44), (40, 8))) for film in bright]
+    other = [np.pad(film, ((30, 18), (9, 39))) for film in bright]
+    assert min(map(alike, one, other)) >= 0.95
+    assert max(map(alike, one[1:], other)) < 0.95, "the control: other films"
+    whole = [thumbs.thumbnail(image)[0].astype(float) for image in (one[0], other[0])]
+    assert whole[0] @ whole[1] < 0.9 * thumbs.NORM**2, "the control: the frames differ"
 
 
 def test_a_picture_without_structure_is_like_no_other():
@@ -96,10 +108,26 @@ def test_pairs_in_blocks_are_those_of_a_loop_over_whole_numbers(monkeypatch, cou
             if lengths and int(a @ b) / lengths**0.5 >= 0.9:
                 wanted[i, j] = int(a @ b) / lengths**0.5
     found = {}
-    for _, i, j, similarity in near._pairs(vectors.astype(np.float32), 0.9):
+    for _, i, j, similarity in near._pairs([vectors.astype(np.float32)], 0.9):
         found |= dict(zip(zip(i.tolist(), j.tolist(), strict=True), similarity, strict=True))
     assert found == wanted
     assert count < 40 or len(found) > 5
+
+
+def test_of_two_forms_the_likest_counts():
+    one = made_thumbs(40).astype(np.float32)
+    other = one[::-1].copy()
+
+    def found(forms):
+        return {
+            (i, j): alike
+            for _, rows, columns, likes in near._pairs(forms, 0.9)
+            for i, j, alike in zip(rows.tolist(), columns.tolist(), likes, strict=True)
+        }
+
+    mine, others, both = found([one]), found([other]), found([one, other])
+    assert set(mine) != set(others) and set(both) == set(mine) | set(others)
+    assert both == {pair: max(mine.get(pair, 0), others.get(pair, 0)) for pair in both}
 
 
 def test_products_of_thumbnails_are_exact_in_float32():
