@@ -33,7 +33,7 @@ from medray.tune.data import TestOnce
 from medray.tune.journal import Journal
 from medray.tune.on_ray import run_on_ray, told_by_log
 from medray.tune.search import Record, Searches, Trial
-from medray.tune.trial import Trials, run_here, short
+from medray.tune.trial import Trials, of_trial, run_here, short
 from medray.tune.verdict import Test, Verdict, judge
 
 WEIGHTS, PREDICTIONS, TRUTH, POOLS, FOLDS = "weights", "predictions", "truth", "pools", "folds"
@@ -160,6 +160,8 @@ def _fit(trials: Trials, out: str, cell: Cell, settings: dict[str, float], seed:
     try:
         weights = trials.fit(cell, settings, seed)
     except Exception as error:
+        if not of_trial(error):
+            raise
         store.write_bytes(name + FAILED, (short(error) + "\n").encode())
         return
     store.write_bytes(name, weights)

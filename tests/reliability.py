@@ -1,7 +1,7 @@
 """Which faults are shown of which parts, and what they cost when they were run.
 
-`python -m tests.reliability [FILE ...]` prints both as Markdown: reliability.yaml, and what is left in
-the files by tests/outcomes.py.
+`python -m tests.reliability [FILE ...]` prints both as Markdown: reliability.yaml, and the outcomes
+that tests/outcomes.py left in the files.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ class Cell:
         words = [f"{short:,}" if short == full else f"{short:,} / {full:,}"] if full else []
         steps = [shown.every for shown in self.tests if shown.every]
         if steps:
-            words.insert(
-                0, " / ".join(dict.fromkeys(_share(min(both)) for both in zip(*steps, strict=True)))
-            )
+            shares = [_share(min(both)) for both in zip(*steps, strict=True)]
+            words.insert(0, " / ".join(dict.fromkeys(shares)))
         return ", ".join(words)
 
 

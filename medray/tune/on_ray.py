@@ -19,8 +19,9 @@ from typing import Any
 
 from medray import log
 from medray.dist import _cluster
+from medray.errors import ResourceError
 from medray.tune.search import Record, Searches, Trial
-from medray.tune.trial import Told, Trials, checked, crashed, ended, short
+from medray.tune.trial import Told, Trials, checked, crashed, ended, of_trial, short
 
 # Before a trial is recorded as failed its worker may die once: with its node, say.
 DEATHS = 1
@@ -37,7 +38,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
 }
-SCORES, ERROR = "scores", "error"
+SCORES, ERROR, PASSING = "scores", "error", "passing"
 
 
 @dataclass
@@ -60,7 +61,8 @@ def run_on_ray(
 ) -> Spent:
     """Runs all trials on Ray Tune, `workers` side by side at most (none: as many as there is room).
 
-    ResourceError where the cluster has not the CPUs of one trial.
+    ResourceError where the cluster has not the CPUs of one trial, or machine or store refused one
+    something: no more trials are started then.
     """
     _cluster.set_environment(QUIET)
     with _cluster.connected() as ours:
@@ -74,6 +76,10 @@ def run_on_ray(
         bridge = _Bridge(searches, told, max(1, int(total / cpus)))
         if not searches.done:
             _fit(trials, bridge, cpus)
+        if bridge.refused:
+            raise ResourceError(
+                f"a trial could not be run: {bridge.refused}", hint="the same command goes on"
+            )
         return bridge.spent
 
 
@@ -130,6 +136,7 @@ class _Bridge:
     live: dict[str, Trial] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
+    refused: str = ""
 
     def __post_init__(self) -> None:
         self.spent.side_by_side = self.most
@@ -157,6 +164,9 @@ class _Bridge:
         if result is not None:
             scores = list(result.get(SCORES) or scores)
             self.spent.trials_s += float(result.get("spent_s") or 0.0)
+            if result.get(PASSING):
+                self.refused = self.refused or str(result[ERROR])
+                return
         self.spent.trials += 1
         record = _record(trial, scores, result)
         self.searches.take(trial.cell, record)
@@ -190,7 +200,7 @@ def _actor_class() -> Any:
 
         def step(self) -> dict[str, Any]:
             """Fits up to the next rung: before it nothing is decided."""
-            trial, error, start_s = self._trial, "", time.monotonic()
+            trial, error, passing, start_s = self._trial, "", False, time.monotonic()
             try:
                 for step in range(len(self._scores), trial.steps):
                     score = self._trials.score(trial.cell, trial.settings, step)
@@ -198,11 +208,12 @@ def _actor_class() -> Any:
                     if len(self._scores) in trial.cutoffs:
                         break
             except Exception as failure:
-                error = short(failure)
+                error, passing = short(failure), not of_trial(failure)
             self._spent_s += time.monotonic() - start_s
             return {
                 SCORES: list(self._scores),
                 ERROR: error,
+                PASSING: passing,
                 "spent_s": self._spent_s,
                 "done": bool(error) or len(self._scores) == trial.steps,
             }
@@ -223,7 +234,7 @@ def _searcher(bridge: _Bridge) -> Any:
         """Gives Tune the trials that `search` proposes."""
 
         def suggest(self, trial_id: str) -> Any:
-            if bridge.searches.done:
+            if bridge.searches.done or bridge.refused:
                 return Searcher.FINISHED
             trial = bridge.start(trial_id)
             return None if trial is None else {"trial": trial}

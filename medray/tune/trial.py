@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from medray.errors import Stopped
+from medray.errors import ResourceError, Stopped, of_machine
 from medray.tune.cells import Cell
 from medray.tune.search import COMPLETE, FAILED, STOPPED, Record, Searches, State, Trial
 from medray.tune.spaces import Settings
@@ -58,6 +58,14 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
+def of_trial(error: Exception) -> bool:
+    """Whether an error says something of the trial: not a stop, nor what machine or store refuse.
+
+    Those pass, and the same command goes on; a trial that is called failed stays so.
+    """
+    return not isinstance(error, Stopped | ResourceError) and of_machine(error) is None
+
+
 def run_here(trials: Trials, searches: Searches, told: Told) -> None:
     """Runs all trials in this process, one after the other."""
     while (trial := searches.next()) is not None:
@@ -68,10 +76,10 @@ def run_here(trials: Trials, searches: Searches, told: Told) -> None:
                 if trial.given_up(scores):
                     break
             record = ended(trial, scores)
-        except Stopped:
-            # Asked to stop, this trial is not told: the next run begins it again.
-            raise
         except Exception as error:
+            if not of_trial(error):
+                # This trial is not told: the next run begins it again.
+                raise
             record = crashed(trial, scores, short(error))
         searches.take(trial.cell, record)
         told(trial, record)

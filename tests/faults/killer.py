@@ -163,13 +163,21 @@ class Killer:
         self._process.stdout.close()
 
 
+def _code_of(act: Callable[..., int], folder: str, arguments: dict[str, Any]) -> int:
+    """The exit code: a child of a fork must not run what its parent registered for its own end."""
+    try:
+        return act(Path(folder), **arguments)
+    except SystemExit as ending:
+        return int(ending.code or 0)
+
+
 def _killed(
     act: Callable[..., int], folder: str, arguments: dict[str, Any], delay_s: float, number: int
 ) -> tuple[int, float]:
     start_s = time.monotonic()
     child = os.fork()
     if child == 0:
-        os._exit(act(Path(folder), **arguments))
+        os._exit(_code_of(act, folder, arguments))
     while time.monotonic() - start_s < delay_s:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -190,7 +198,7 @@ def _two(
             child = os.fork()
             if child == 0:
                 os.dup2(said.fileno(), 2)
-                os._exit(act(Path(folder), **given))
+                os._exit(_code_of(act, folder, given))
             children.append((child, os.dup(said.fileno())))
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
     return [(code, _said(file)) for code, (_, file) in zip(ended, children, strict=True)]

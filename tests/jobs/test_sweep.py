@@ -1,6 +1,7 @@
 """`jobs/sweep.py` as a person uses it: verdicts, resume, refusals, exit codes."""
 
 import csv
+import errno
 import hashlib
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from jobs import _sweep_run as sweep_run
 from jobs.sweep import main
 from medray import lineage, phantoms, shards
+from medray.errors import Stopped
 from medray.images import decode_png
 from medray.store import Store
 from medray.stream import Roster, Source
@@ -316,6 +318,25 @@ def test_an_archive_of_another_network_is_refused_naming_both(tmp_path, capsys):
 def test_mistakes_are_named_with_exit_code_2(sets, tmp_path, capsys, more, text):
     assert main(words(sets, tmp_path / "out", *more)) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [Stopped("asked to"), OSError(errno.ENOSPC, "no space")])
+def test_what_passes_in_a_last_fit_fails_no_arm_and_the_same_command_goes_on(
+    sets, tmp_path, monkeypatch, error
+):
+    command, fit = ("--arms", "none,smote"), trials.FeatureTrials.fit
+    assert main(words(sets, tmp_path / "whole", *command)) == 0
+
+    def refused(self, cell, settings, seed):
+        if (cell.arm, seed) == ("smote", 1):
+            raise error
+        return fit(self, cell, settings, seed)
+
+    monkeypatch.setattr(trials.FeatureTrials, "fit", refused)
+    assert main(words(sets, tmp_path / "cut", *command)) == (75 if type(error) is Stopped else 4)
+    monkeypatch.setattr(trials.FeatureTrials, "fit", fit)
+    assert main(words(sets, tmp_path / "cut", *command)) == 0
+    assert tree_sha256(tmp_path / "cut") == tree_sha256(tmp_path / "whole")
 
 
 # --- a trial that crashes -----------------------------------------------------------------------

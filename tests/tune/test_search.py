@@ -1,8 +1,10 @@
 """Rounds: what is tried and what is given up follow from finished rounds alone."""
 
+import errno
+
 import pytest
 
-from medray.errors import DataError, UsageError
+from medray.errors import DataError, ResourceError, Stopped, UsageError
 from medray.store import Store
 from medray.tune import spaces
 from medray.tune.cells import Cell, cells_of
@@ -101,6 +103,21 @@ def test_a_trial_that_crashes_fails_alone_and_the_search_goes_on():
     assert {r.state for r in broken.records.values()} == {"failed"} and broken.best() is None
     assert broken.records[0].error == "RuntimeError: planted"
     assert found[Cell("none", 1.0)].best() is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Stopped("asked to"), ResourceError("the store is away"), OSError(errno.ENOSPC, "no space")],
+)
+def test_what_passes_ends_the_search_and_fails_no_trial(error):
+    class Refused(Formula):
+        def score(self, cell, settings, step):
+            raise error
+
+    found, told = searches(Refused(), ("none",), count=2), []
+    with pytest.raises(type(error)):
+        run_here(Refused(), found, lambda t, r: told.append(t))
+    assert told == [] and not next(iter(found)).records
 
 
 def test_a_score_that_is_not_finite_is_a_failed_trial():
