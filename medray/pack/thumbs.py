@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-# At 24 px of fine structure the films of different children stay below 0.92 of 1 (2 million pairs),
+# At 24 px of fine structure films of different children stay below 0.92 of 1 (2 million pairs),
 # a film that was compressed, scaled, brightened or made noisier stays above 0.95.
 THUMB_PX, BLUR_PX = 24, 5
 # NORM squared, and so every sum on the way to it, is below 2**24: exact in float32.
 NORM = 4000
 # Fine structure of less than this part of the range is noise in black: such pictures are alike.
 BLANK = {8: 1 / 255, 16: 1 / 4095}
-# A margin is darker than this part of the brightest, but for this part of a row or column.
-DARK, SPECKS = 0.1, 0.02
+# A row or column of a margin is darker on average than this part of the brightest.
+DARK = 0.2
 SMALLEST_PX = 8
 CLIP_FRAMES = 4
 FORMS = 2
@@ -68,16 +68,14 @@ def _grey(picture: Array) -> Floats:
 
 def _without_margins(pictures: Sequence[Floats]) -> tuple[slice, slice]:
     """The rows and columns that are not margins of all the pictures; all of them for a speck."""
-    brightest = pictures[0] if len(pictures) == 1 else np.max(pictures, axis=0)
-    smooth = cv2.blur(brightest, (3, 3))
-    bright_HW = smooth > DARK * smooth.max()
+    brightest = pictures[0] if len(pictures) == 1 else np.max(np.stack(pictures), axis=0)
     found = []
     for axis in (1, 0):
-        bright = np.count_nonzero(bright_HW, axis=axis)
-        kept = np.flatnonzero(bright > SPECKS * bright_HW.shape[axis])
-        if len(kept) < 2 or kept[-1] - kept[0] < SMALLEST_PX:
+        means = cv2.reduce(brightest, axis, cv2.REDUCE_AVG).ravel()
+        bright = np.flatnonzero(means > DARK * means.max())
+        if len(bright) < 2 or bright[-1] - bright[0] < SMALLEST_PX:
             return slice(None), slice(None)
-        found.append(slice(int(kept[0]), int(kept[-1]) + 1))
+        found.append(slice(int(bright[0]), int(bright[-1]) + 1))
     return found[0], found[1]
 
 
@@ -86,7 +84,8 @@ def _fine(grey: Floats) -> Floats:
     small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
     fine: Floats = small - cv2.blur(small, (BLUR_PX, BLUR_PX))
     if side < THUMB_PX:
-        fine = cv2.resize(fine, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_NEAREST)
+        larger = cv2.resize(fine, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_NEAREST)
+        fine = np.asarray(larger, np.float32)
     return fine
 
 
