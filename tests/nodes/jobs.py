@@ -52,10 +52,23 @@ class Training(Job):
             total=total,
         )
 
+    @classmethod
+    def here(cls, folder: Path, *, total: int = TOTAL_IMAGES, **env: str) -> Training:
+        """The same by two processes of this machine, without Ray."""
+        found = cls.on("", folder, total=total, **env)
+        found.words = ["torchrun" if word == "ray" else word for word in found.words]
+        del found.env["RAY_ADDRESS"]
+        return found
+
     def saved(self) -> int:
         """Images of the newest complete checkpoint, 0 before the first."""
         manifests = self.folder.glob("checkpoints/*/manifest.json")
         return max((int(path.parent.name) for path in manifests), default=0)
+
+    def rests(self, seconds: float) -> bool:
+        """Whether it has not saved for so long."""
+        manifests = self.folder.glob("checkpoints/*/manifest.json")
+        return time.time() - max(path.stat().st_mtime for path in manifests) > seconds
 
     def reached(self) -> int:
         """Images of the newest row of metrics."""

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from tests.faults.kill import wait_for
-from tests.jobs import pggan_runs
 from tests.nodes.hosts import PORT, Host, Network, network, token
-from tests.nodes.jobs import SAVE_IMAGES, TOTAL_IMAGES, Cost, Training
-from tests.nodes.rig import Job, environment
+from tests.nodes.jobs import SAVE_IMAGES, Cost, Training
 from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
@@ -73,13 +71,9 @@ def hosts(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Hosts:
 @pytest.fixture(scope="module")
 def clean(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two ranks of this machine leave, without Ray."""
-    folder = tmp_path_factory.mktemp("clean") / "run"
-    flags = Training.on("", folder).words[2:]
-    words = ["torchrun" if word == "ray" else word for word in flags]
-    script = pggan_runs.command(folder)[:2]
-    job = Job([*script, *words], environment(MEDRAY_CACHE_DIR=str(cache)), folder.parent / "log")
+    job = Training.here(tmp_path_factory.mktemp("clean") / "run", MEDRAY_CACHE_DIR=str(cache))
     assert job.run() == 0, job.said()[-3000:]
-    return pggan_runs.results(folder, TOTAL_IMAGES)
+    return job.results()
 
 
 @pytest.fixture
