@@ -50,9 +50,9 @@ def pair(cache: Path) -> Iterator[Pair]:
 
 
 @pytest.fixture(scope="module")
-def clean(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two ranks on one node leave."""
-    job = pair.training(tmp_path_factory.mktemp("clean") / "run", "--cpus-per-worker", "1")
+def clean(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks leave without Ray."""
+    job = Training.here(tmp_path_factory.mktemp("clean") / "run", MEDRAY_CACHE_DIR=str(cache))
     assert job.run() == 0, job.said()[-3000:]
     return job.results()
 
@@ -66,8 +66,11 @@ def job(pair: Pair, clean: Any, tmp_path: Path) -> Iterator[Training]:
 
 
 def test_two_nodes_give_the_weights_of_one(
-    pair: Pair, job: Training, clean: dict[str, Any]
+    pair: Pair, job: Training, clean: dict[str, Any], tmp_path: Path
 ) -> None:
+    one = pair.training(tmp_path / "one", "--cpus-per-worker", "1")
+    assert one.run() == 0, one.said()[-3000:]
+    assert one.results() == clean
     job.start().wait_for_images(SAVE_IMAGES)
     ranks, nodes = job.members(), (pair.nodes.head, pair.other)
     assert len(ranks) == 2
