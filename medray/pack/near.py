@@ -120,7 +120,8 @@ def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array,
     Of several forms of a thumbnail the likest counts.
     """
     count = len(forms[0])
-    squares = [np.einsum("nd,nd->n", form, form, dtype=np.float64) for form in forms]
+    # Exact in float32, as the products are.
+    squares = [np.einsum("nd,nd->n", form, form).astype(np.float64) for form in forms]
     # Blank ones are like no other. Lengths differ by rounding: the exact test comes after.
     least = np.float32(
         similarity
@@ -131,7 +132,7 @@ def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array,
             products = [
                 form[first : first + ROWS] @ form[start : start + COLUMNS].T for form in forms
             ]
-            i, j = np.nonzero(np.maximum.reduce(products) >= least)
+            i, j = np.nonzero(np.logical_or.reduce([product >= least for product in products]))
             alike = np.zeros(len(i))
             for product, square_N in zip(products, squares, strict=True):
                 lengths = np.sqrt(square_N[i + first] * square_N[j + start])

@@ -67,13 +67,13 @@ def pack_shard(out: str, rules: Rules, shard: ShardPlan, plan_hash: str) -> Resu
             result.pixels.append(
                 (number, hashlib.blake2b(sample.image.data, digest_size=12).hexdigest())
             )
-            small.append(thumbs.thumbnail(sample.image, sample.frames))
+            small.append(thumbs.reduced(sample.image, sample.frames))
             if rules.bits == 16:
                 result.brightest = max(result.brightest, int(sample.image.max()))
             result.flagged += sample.burned_in is True
         if len(writer):
             result.shard = writer.close()
-    result.thumbs = thumbs.packed(small)
+    result.thumbs = thumbs.packed(thumbs.thumbnails(small, rules.bits))
     store.write_bytes(state_name(shard.name), json.dumps(_state(result)).encode())
     return result
 
