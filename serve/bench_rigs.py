@@ -46,7 +46,8 @@ class Case:
 def load(**words: Any) -> dict[str, Any]:
     """A load from a process of its own; what it measured."""
     command = [sys.executable, "-m", "serve.load", json.dumps(words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_S)
+    limit_s = START_S + float(words["seconds"])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
     assert done.returncode == 0, done.stderr[-2000:]
     told: dict[str, Any] = json.loads(done.stdout)
     print(f"{words.get('port')} {words.get('path', '')}: {told}", file=sys.stderr, flush=True)
