@@ -69,13 +69,18 @@ class Host:
             self.run("ip", "link", "set", *words)
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "route", "add", "default", "via", f"{GATE}.1")
-        known = network.folder / f"hosts-{number}"
-        others = "".join(f"{GATE}.{10 + n} host{n}\n" for n in range(1, 20))
-        known.write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n{others}")
-        self.run("mount", "--bind", str(known), "/etc/hosts")
+        self._file("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        # Nobody there: refused at once, where a network that leads nowhere would be waited for.
+        self._file("/etc/resolv.conf", "nameserver 127.0.0.1\n")
         Path("/tmp/ray").mkdir(exist_ok=True)
         for place in ("/tmp/ray", "/dev/shm"):
             self.run("mount", "-t", "tmpfs", "tmpfs", place)
+
+    def _file(self, place: str, text: str) -> None:
+        """A file of its own in place of this machine's."""
+        own = self.network.folder / f"{self.name}-{Path(place).name}"
+        own.write_text(text)
+        self.run("mount", "--bind", str(own), place)
 
     def within(self) -> list[str]:
         """What goes before a command that is to run here."""
