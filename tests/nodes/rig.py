@@ -14,11 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.chaos_budget import trials
 from tests.faults.kill import kill_group, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 # For a busy machine; what is waited for usually takes a tenth of it.
 PATIENCE_S = 240.0
+# What takes a minute or more, or is near to what another test shows.
+long = pytest.mark.skipif(
+    not trials(0, 1), reason="of the whole table alone: CHAOS_TRIALS=full (make chaos-long)"
+)
 
 
 def environment(**more: str) -> dict[str, str]:

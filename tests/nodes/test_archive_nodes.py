@@ -17,7 +17,7 @@ from jobs import archive as archive_job
 from tests.archive import made_parts
 from tests.faults.kill import tree_sha256
 from tests.nodes.jobs import Archiving, Cost
-from tests.nodes.rig import Job, Node, Nodes, children, environment
+from tests.nodes.rig import Job, Node, Nodes, children, environment, long
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 PART = "archive"
@@ -116,6 +116,7 @@ def test_a_lost_node_costs_the_shard_in_the_making(
     assert cost.lost <= 1
 
 
+@long
 def test_a_killed_raylet_is_missed_after_fifteen_seconds_and_costs_a_shard(
     cluster: Three, parts: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_killed_raylet_is_missed_after_fifteen_seconds_and_costs_a_shard(
     assert wrong == 0 and cost.lost <= 1
 
 
+@long
 def test_a_killed_actor_costs_the_shard_in_the_making(
     cluster: Three, job: Archiving, clean: dict[str, str]
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_killed_actor_costs_the_shard_in_the_making(
     assert cost.lost <= 1
 
 
+@long
 def test_a_node_that_stands_still_for_some_seconds_loses_nothing(
     cluster: Three, job: Archiving, clean: dict[str, str]
 ) -> None:
@@ -157,6 +160,7 @@ def test_a_node_that_stands_still_for_some_seconds_loses_nothing(
     assert job.lost() == 0
 
 
+@long
 def test_a_notice_of_preemption_and_a_node_that_is_then_taken_cost_a_shard(
     cluster: Three, job: Archiving, clean: dict[str, str]
 ) -> None:
@@ -223,6 +227,7 @@ def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_elsewhere(
         ended(job, cost, "head lost, the same command on a new one", clean)
 
 
+@long
 def test_where_memory_runs_out_the_job_ends_and_the_same_command_goes_on(
     parts: Path, clean: dict[str, str], tmp_path: Path
 ) -> None:
@@ -239,5 +244,5 @@ def test_where_memory_runs_out_the_job_ends_and_the_same_command_goes_on(
         job.env["RAY_ADDRESS"] = second.address
         begun_s = time.monotonic()
         job.start().until(lambda: job.shards() > there)
-        cost = Cost(2, "shards", time.monotonic() - begun_s)
+        cost = Cost(0, "shards", time.monotonic() - begun_s)
         ended(job, cost, "out of memory, the same command with more", clean)

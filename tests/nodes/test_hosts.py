@@ -14,6 +14,7 @@ import pytest
 from tests.faults.kill import wait_for
 from tests.nodes.hosts import PORT, Host, Network, network, token
 from tests.nodes.jobs import SAVE_IMAGES, Cost, Training
+from tests.nodes.rig import long
 from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
@@ -94,6 +95,7 @@ def test_ranks_on_two_hosts_meet_over_tcp_and_give_the_weights_of_one_machine(
     assert job.results() == clean and job.resumed() == []
 
 
+@long
 def test_a_host_cut_off_for_half_a_minute_costs_no_byte(
     hosts: Hosts, job: Training, clean: dict[str, Any]
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_host_cut_off_for_half_a_minute_costs_no_byte(
     assert not wrong
 
 
+@long
 def test_a_host_without_power_is_missed_and_another_takes_its_place(
     hosts: Hosts, job: Training, clean: dict[str, Any]
 ) -> None:

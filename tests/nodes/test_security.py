@@ -16,7 +16,7 @@ from tests.faults.kill import tree_sha256, wait_for
 from tests.nodes.certificates import Authority
 from tests.nodes.hosts import PORT, Host, Network, network, token
 from tests.nodes.jobs import Archiving
-from tests.nodes.rig import ROOT, environment
+from tests.nodes.rig import ROOT, environment, long
 from tests.nodes.test_autoscaling import counts
 
 __all__ = ["network"]
@@ -264,6 +264,7 @@ def test_control_without_tls_the_token_is_on_the_wire(
     assert wire.end()["shown"] > 0
 
 
+@long
 @pytest.mark.parametrize("who", ["of another authority", "in the clear"])
 def test_a_driver_without_the_authority_is_refused(
     sealed: Sealed, parts: Path, tmp_path: Path, who: str

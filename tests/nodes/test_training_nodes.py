@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.nodes.jobs import LOG_IMAGES, SAVE_IMAGES, TOTAL_IMAGES, Cost, Training
-from tests.nodes.rig import Node, Nodes, children
+from tests.nodes.rig import Node, Nodes, children, long
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 PART = "train"
@@ -90,6 +90,7 @@ def test_a_lost_node_costs_the_images_since_the_checkpoint_and_no_byte(
     assert cost.lost <= SAVE_IMAGES + LOG_IMAGES and job.results() == clean
 
 
+@long
 def test_a_killed_raylet_costs_no_byte(pair: Pair, job: Training, clean: dict[str, Any]) -> None:
     def kill() -> None:
         os.kill(pair.other.raylet, signal.SIGKILL)
@@ -102,6 +103,7 @@ def test_a_killed_raylet_costs_no_byte(pair: Pair, job: Training, clean: dict[st
     assert job.results() == clean
 
 
+@long
 def test_a_node_that_stands_still_for_some_seconds_is_waited_for(
     pair: Pair, job: Training, clean: dict[str, Any]
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_node_that_stands_still_for_some_seconds_is_waited_for(
     assert job.results() == clean
 
 
+@long
 def test_a_notice_of_preemption_saves_first_and_loses_no_image(
     pair: Pair, cache: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +149,7 @@ def test_a_notice_of_preemption_saves_first_and_loses_no_image(
     assert not wrong
 
 
+@long
 def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_elsewhere(
     cache: Path, clean: dict[str, Any], tmp_path: Path
 ) -> None:
