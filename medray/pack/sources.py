@@ -12,11 +12,12 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from medray import log
-from medray.errors import DataError, UsageError
+from medray.errors import DataError, ResourceError, StoreOutage, UsageError
 from medray.images import EXTENSIONS, format_of
 from medray.pack.config import PackConfig
 from medray.pack.deidentify import Keyed
@@ -27,6 +28,7 @@ from medray.store import Store
 TABLE = "labels.csv"
 MOST_CLASSES = 100
 MOST_PX = 1e6
+ASKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,19 @@ class Files:
         """(bytes, time of change) of each, (0, 0) where the store does not say, None if absent."""
         if self._store is None:
             return [_stamp(os.path.join(self._folder, name)) for name in names]
-        present = set(self._store.names())
+        present = self._present(self._store, names)
         return [(0, 0) if name in present or "://" in name else None for name in names]
+
+    def _present(self, store: Store, names: Sequence[str]) -> set[str]:
+        """Which names are there: one by one where the store lists nothing, as a web server may."""
+        try:
+            return set(store.names())
+        except StoreOutage:
+            raise
+        except ResourceError:
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                found = pool.map(lambda name: "://" not in name and store.exists(name), names)
+                return {name for name, there in zip(names, found, strict=True) if there}
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

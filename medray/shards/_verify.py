@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from medray.errors import DataError
+from medray import log
+from medray.errors import DataError, ResourceError, StoreOutage
 from medray.records import Shard
 from medray.shards import _tar
 from medray.shards._index import read_index
@@ -23,13 +24,25 @@ def verify(store: Store) -> list[DataError]:
         return [error]
     found = [error for shard in index.shards for error in _verify_shard(store, shard)]
     known = {tar_name(shard.name) for shard in index.shards}
-    strays = [name for name in store.names() if name.endswith(".tar") and name not in known]
+    strays = [name for name in _listed(store) if name.endswith(".tar") and name not in known]
     return found + [
         DataError(
             "a shard that index.json does not name", code="MR-D027", where=f"{store.url}/{name}"
         )
         for name in strays
     ]
+
+
+def _listed(store: Store) -> list[str]:
+    """What the store lists; nothing, said so, where it does not: a web server need not."""
+    try:
+        return store.names()
+    except StoreOutage:
+        raise
+    except ResourceError as error:
+        text = "shards that index.json does not name were not looked for"
+        log.warn("verify", f"{text}: {error.message}", url=store.url)
+        return []
 
 
 def _verify_shard(store: Store, shard: Shard) -> list[DataError]:

@@ -8,11 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medray import store as store_module
 from medray.errors import DataError, ResourceError, StoreOutage, UsageError
-from medray.shards import read_index
+from medray.images import encode_png
+from medray.pack.config import PackConfig
+from medray.pack.pack import Job, pack
+from medray.shards import read_index, verify
 from medray.store import Store
 from tests.chaos_budget import trials
 from tests.faults.proxy import RATES, Proxy
@@ -108,6 +112,33 @@ def test_a_folder_is_listed_where_the_server_lists_it_and_refused_where_not(
     assert Store(f"{web.http}/listed/{home.name}").names() == names and "below/x.txt" in names
     with pytest.raises(ResourceError, match="failed at find: .*403"):
         Store(url).names()
+
+
+def test_a_set_is_verified_and_a_table_packed_from_a_server_that_lists_nothing(
+    web: Web, url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDRAY_SECRET_KEY", "0123456789abcdef")
+    assert verify(Store(url)) == []
+    stray = home / "train-000009.tar"
+    stray.write_bytes(b"x")
+    assert verify(Store(url)) == [], "nobody can see it"
+    (found,) = verify(Store(f"{web.http}/listed/{home.name}"))
+    assert found.code == "MR-D027"
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9), np.uint8)
+        (home / f"{number}.png").write_bytes(encode_png(pixels))
+    (home / "labels.csv").write_text(
+        "file,label,split\n"
+        + "\n".join(f"{number}.png,{'ab'[number % 2]},train" for number in range(5))
+    )
+    for place in (url, f"{web.http}/listed/{home.name}"):
+        config = PackConfig(
+            source=f"{place}/labels.csv", size_px=8, workers=0, max_rejected=1, bits="8", name="s"
+        )
+        out = tmp_path / str(len(place))
+        index = pack(config, Job(str(out)))
+        assert index is not None and sum(shard.samples for shard in index.shards) == 4
+        assert b"4.png,MR-D206" in (out / "rejected.csv").read_bytes()
 
 
 def test_nothing_is_written_to_a_web_server(web: Web, url: str, tmp_path: Path) -> None:
