@@ -18,7 +18,7 @@ from tests.archive import small_archive
 from tests.archive.made_parts import arguments, is_result, make_parts, run
 from tests.chaos_budget import trials
 from tests.faults import preload, stores
-from tests.faults.kill import tree_sha256, wait_for
+from tests.faults.kill import at_load, tree_sha256, wait_for
 from tests.faults.killer import Cost, Killer, there
 from tests.faults.operations import each_cut, each_operation, fresh
 
@@ -257,10 +257,11 @@ def test_sigterm_ends_with_75_within_ten_seconds_and_the_rerun_is_equal(
         wait_for(lambda out=out: list(out.glob("*.part")) or list(out.glob("*.tar")), 60)
         start_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
         longest_s = max(longest_s, time.monotonic() - start_s)
-        assert longest_s < 10
+        assert longest_s < at_load(10)
         # So small an archive may be done before it hears of it.
         assert process.returncode == 75 or "done" in said or (out / INDEX).exists(), said
         assert run(parts, out) == 0
         assert tree_sha256(out, is_result) == clean
+    kept("SIGTERM, preemption", times, 1, note=f"ended within {longest_s:.1f} s; lost: by design")

@@ -102,6 +102,11 @@ def frozen(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+def at_load(seconds: float) -> float:
+    """A limit of time, longer where more processes want to run than there are processors."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Returns when `condition` holds; AssertionError when it does not within the time."""
     until_s = time.monotonic() + timeout_s

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from medray.errors import ResourceError
 from medray.tune.on_ray import run_on_ray
 from medray.tune.trial import run_here
 from tests.tune.toys import Formula, records, searches
@@ -44,6 +45,24 @@ def test_tune_finds_what_one_process_finds_and_gives_back_its_resources(ray_clus
     # Nothing is left to do: nothing is started.
     assert run_on_ray(trials, there, lambda t, r: told.append("again")).trials == 0
     assert "again" not in told
+
+
+@dataclass
+class Refused(Formula):
+    """Finds its store away in the arm class-weights."""
+
+    def score(self, cell, settings, step):
+        if cell.arm == "class-weights":
+            raise ResourceError("the store is away")
+        return super().score(cell, settings, step)
+
+
+@pytest.mark.chaos
+def test_an_outage_in_a_trial_ends_the_search_and_fails_no_trial(ray_cluster):
+    found, told = searches(Refused(), ("none", "class-weights"), count=3), []
+    with pytest.raises(ResourceError, match="the store is away"):
+        run_on_ray(Refused(), found, lambda t, r: told.append(r.state))
+    assert "failed" not in told and not list(found)[1].records
 
 
 @pytest.mark.chaos
