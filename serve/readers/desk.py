@@ -47,7 +47,7 @@ class Throttle:
         """429 where an address, or everybody together, failed too often lately."""
         with self._lock:
             now_s = self._now()
-            # Also what is later than now: the clock was set back, and nobody waits for it to return.
+            # Also what is later than now: the clock was set back, which makes no wait longer.
             while self._failed and not now_s - LOGIN_S < self._failed[0][0] <= now_s:
                 self._failed.popleft()
             own = sum(1 for _, other in self._failed if other == address)
