@@ -18,7 +18,7 @@ from medray import lease as lease_module
 from medray import store as store_module
 from tests.faults.kill import kill_group
 from tests.faults.proxy import Proxy, free_port
-from tests.stores.web import NGINX, Web
+from tests.stores.web import NGINX, Web, dies_with_its_parent
 
 START_S = 30.0
 
@@ -62,7 +62,11 @@ def s3() -> Iterator[S3]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=dies_with_its_parent,
     )
     proxy = Proxy(port)
     names = {
