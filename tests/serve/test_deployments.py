@@ -38,6 +38,7 @@ class Running:
     proxy: int
     token: str
     folder: Path
+    settings: dict[str, Any]
     serve: Any
 
     def client(self, port: int | None = None, patience_s: float = 0) -> Client:
@@ -70,14 +71,14 @@ def running(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     keys.write(folder / "keys.json", [key])
     door, proxy = free_port(), free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": proxy})
-    settings = {
+    settings: dict[str, Any] = {
         "generator": str(folder / "one"), "model_roots": (str(folder),), "port": str(door),
         "keys": str(folder / "keys.json"), "state_dir": str(folder / "state"), "gates": 2,
         "max_replicas": 2, "replica_cpus": 0.1, "upscale_delay_s": 1, "downscale_delay_s": 2,
         "look_back_s": 2, "drain_s": 5, "window_ms": 2,
     }  # fmt: skip
     serve.run(app(settings), name="tested", route_prefix="/")
-    yield Running(door, proxy, token, folder, serve)
+    yield Running(door, proxy, token, folder, settings, serve)
     serve.shutdown()
 
 
@@ -232,6 +233,30 @@ def test_replicas_killed_under_load_cost_what_was_in_flight_and_give_no_wrong_an
     )  # fmt: skip
     assert callers.wrong == 0 and set(callers.statuses) <= {200, 503}, callers.statuses
     assert failed <= callers_at_once * count and callers.pause_s < 10
+
+
+@pytest.mark.chaos
+def test_a_new_version_takes_over_and_no_accepted_request_fails(running: Running) -> None:
+    def ids() -> set[str]:
+        both = [*running.replicas("Gate"), *running.replicas("Models")]
+        return {replica["replica_id"] for replica in both}
+
+    with running.client() as client:
+        expected = {n: image.data for n, image in enumerate(client.generate(16, seed=3))}
+    before = ids()
+    with Callers(running, 8, expected) as callers:
+        changed = app({**running.settings, "window_ms": 3})
+        running.serve.run(changed, name="tested", route_prefix="/")
+        gone_s = until(lambda: not before & ids(), 90)
+        asked = callers.statuses.total()
+        until(lambda: callers.statuses.total() > asked + 100)
+    print(f"new version after {gone_s:.1f} s more: {callers.statuses}, {callers.pause_s:.1f} s")
+    assert callers.wrong == 0
+    assert set(callers.statuses) == {200}, callers.statuses
+    outcomes.record(
+        part="serve", fault="a new version", trials=1, lost=0, unit="requests",
+        recovered_s=callers.pause_s, wrong=callers.wrong,
+    )  # fmt: skip
 
 
 @pytest.mark.chaos
