@@ -62,18 +62,13 @@ def dies_once(flag, number):
     return number * number
 
 
-class DiesOnce:
+def dies_once_packed(out, rules, shard, plan_hash):
     """`pack_shard` whose first worker at a shard dies when it is written and not yet told."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, out, rules, shard, plan_hash):
-        made, flag = pack_shard(out, rules, shard, plan_hash), Path(self.folder, shard.name)
-        if not flag.exists():
-            flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return made
+    made, flag = pack_shard(out, rules, shard, plan_hash), Path(out).parent / "flags" / shard.name
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
 
 
 @pytest.mark.ray
@@ -86,7 +81,7 @@ def test_workers_that_die_at_their_shards_cost_no_byte(ray_cluster, tmp_path, mo
     (tmp_path / "flags").mkdir()
     for number, dies in enumerate((False, True)):
         if dies:
-            monkeypatch.setattr(pack_module, "pack_shard", DiesOnce(str(tmp_path / "flags")))
+            monkeypatch.setattr(pack_module, "pack_shard", dies_once_packed)
         begun_s.append(time.monotonic())
         config = PackConfig(
             source=str(source / "images"), size_px=8, samples_per_shard=4, workers=2, name="s",
