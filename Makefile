@@ -7,9 +7,10 @@ SUITE ?= all
 TEST_WORKERS ?= 2
 # Chaos tests that would begin later are skipped, and say so.
 CHAOS_MINUTES ?= 60
+CHAOS_RESULTS ?= $(CURDIR)/runs/chaos
 STAMP = $(VENV)/.medray-installed
 
-.PHONY: setup run test browser check bench chaos clean models models-all studies
+.PHONY: setup run test browser check bench chaos chaos-long clean models models-all studies
 
 setup: $(STAMP)
 
@@ -31,8 +32,19 @@ test: setup
 browser: setup
 	$(BIN)/python -m pytest -m "browser and not chaos" -q
 
+# Reduced numbers of the table of faults (tests/reliability.yaml), as many as the time allows.
 chaos: setup
-	CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m "chaos and not gpu" -q
+	mkdir -p $(CHAOS_RESULTS)
+	CHAOS_MINUTES=$(CHAOS_MINUTES) MEDRAY_OUTCOMES=$(CHAOS_RESULTS)/outcomes-short.jsonl \
+	  $(BIN)/python -m pytest -m "chaos and not gpu" -q
+
+# The whole table, hours; run again it goes on after what has passed with this code.
+chaos-long: setup
+	mkdir -p $(CHAOS_RESULTS)
+	CHAOS_TRIALS=full CHAOS_RESULTS=$(CHAOS_RESULTS) \
+	  MEDRAY_OUTCOMES=$(CHAOS_RESULTS)/outcomes-full.jsonl \
+	  $(BIN)/python -m pytest -m "chaos and not gpu" -q --timeout 7200
+	$(BIN)/python -m tests.reliability $(CHAOS_RESULTS)/outcomes-full.jsonl
 
 check: setup
 	$(BIN)/ruff format --check .

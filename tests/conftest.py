@@ -25,8 +25,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray come first: of files side by side the longest must not be last."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """Files that start Ray come first: of files side by side the longest must not be last.
+
+    Of chaos tests, which run one after another for a limited time, they come last.
+    """
+
+    def later(item: pytest.Item) -> bool:
+        with_ray = item.get_closest_marker("ray") is not None
+        return with_ray == (item.get_closest_marker("chaos") is not None)
+
+    items.sort(key=later)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +81,9 @@ def ray_cluster() -> Iterator[str]:
     """A Ray of two CPUs for the session, without a dashboard; its address."""
     import ray
 
+    # One of its own, whatever other Ray is on this machine.
     context = ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         configure_logging=False,
