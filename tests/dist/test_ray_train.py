@@ -90,6 +90,7 @@ def test_a_cluster_that_is_too_small_is_an_error_in_time() -> None:
     assert time.monotonic() - start_s < 30
 
 
+@pytest.mark.chaos
 def test_a_group_that_may_be_smaller_has_the_largest_size_there_is_room_for() -> None:
     told = context.launch(
         rank_tasks.about, {}, backend="ray", workers=8, worlds=(1, 2, 4, 8), threads_per_rank=1

@@ -102,8 +102,8 @@ BOMBS = {
     "inflating": (inflating, False),
     "png_under": (png_just_under_the_cap, True),
     "png_over": (png_just_over_the_cap, False),
-    "png_text": (lambda: png_with(b"zTXt", b"Comment\0\0"), None),
-    "png_profile": (lambda: png_with(b"iCCP", b"ICC\0\0"), None),
+    "png_text": (lambda: png_with(b"zTXt", b"Comment\0\0"), True),
+    "png_profile": (lambda: png_with(b"iCCP", b"ICC\0\0"), True),
 }
 
 
