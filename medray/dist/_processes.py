@@ -7,6 +7,7 @@ loopback. The first rank that fails ends the others.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import json
@@ -156,5 +157,21 @@ def child(folder: Path) -> int:
     return 0
 
 
+def _leave(ended: list[int]) -> None:
+    """Ends this process as `child` did, without taking the interpreter down.
+
+    gloo's threads may still hold tensors whose end needs the interpreter's lock; asked for while
+    that is taken down it aborts a rank that is done (exit code -6; pytorch/pytorch#179291).
+    """
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])
+
+
 if __name__ == "__main__":
-    sys.exit(child(Path(sys.argv[1])))
+    codes: list[int] = []
+    # Registered before what the rank imports, so that it runs after all that those have registered.
+    atexit.register(_leave, codes)
+    codes.append(child(Path(sys.argv[1])))
+    sys.exit(codes[0])

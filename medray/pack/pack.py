@@ -172,6 +172,16 @@ def _locked(store: Store) -> IO[bytes]:
             lock.close()
 
 
+def _drop_state(store: Store) -> None:
+    """Removes what a run goes on from, save the lock: it is held until this pack has ended."""
+    if not store.is_local:
+        store.remove_tree(STATE)
+        return
+    for path in store.path(STATE).iterdir():
+        if path != store.path(LOCK):
+            store.remove(f"{STATE}/{path.name}")
+
+
 def _start(store: Store, plan: Plan, overwrite: bool) -> ShardIndex | None:
     """Makes the place ready; the finished index where there is nothing left to do."""
     found = _plan_there(store)
@@ -288,7 +298,7 @@ def _finish(store: Store, plan: Plan, results: list[Result], config: PackConfig)
     with ThreadPoolExecutor() as pool:  # each waits for the disk
         list(pool.map(store.write_bytes, beside.keys(), beside.values()))
     write_index(store, index)
-    store.remove_tree(STATE)
+    _drop_state(store)
     _say(store, facts, len(rejected), time.monotonic() - started_s)
     return index
 

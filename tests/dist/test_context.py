@@ -53,6 +53,11 @@ def test_any_other_error_names_the_rank_that_failed_first(tmp_path: Path) -> Non
     assert type(caught.value) is MedrayError
 
 
+def test_a_rank_that_is_done_ends_without_taking_its_interpreter_down(tmp_path: Path) -> None:
+    assert launch(rank_tasks.leave_something_behind, folder=str(tmp_path)) == "done"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended-0", "ended-1"]
+
+
 def test_sigterm_of_one_rank_stops_all_ranks_with_the_same_reason(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="SIGTERM"):
         launch(rank_tasks.until_stopped, folder=str(tmp_path), own_sigterm=True)
