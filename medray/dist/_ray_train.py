@@ -288,14 +288,16 @@ def ray_worker(threads_per_rank: int, gpus_per_worker: float = 0, job: str = "")
     """The context of a worker of Ray Train."""
     about = ray.train.get_context()
     device = ray.train.torch.get_device() if gpus_per_worker else context.choose_device(0, 0)
-    report = _metrics.told(ray.train.report, about.get_world_rank(), job)
+    side = context.RaySide(report=ray.train.report, preemption=_preemption)
+    if about.get_world_rank() == 0:
+        side.tell = _metrics.teller(job)
     return context.Context(
         about.get_world_rank(),
         about.get_world_size(),
         about.get_local_rank(),
         device,
         threads_per_rank=threads_per_rank,
-        ray=context.RaySide(report=report, preemption=_preemption),
+        ray=side,
     )
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,17 +29,23 @@ Backend = Literal["ray", "torchrun", "local"]
 # Longer than any checkpoint takes on rank 0 while the others wait in a barrier.
 COLLECTIVE_TIMEOUT_S = 600
 PREEMPTION_POLL_S = 5.0
+REPORT_S = 5.0
 # A group of changing size that has no room for so long was counted on machines that are gone.
 ROOM_S = 20.0
 
 
 @dataclasses.dataclass
 class RaySide:
-    """What only a worker of Ray Train has: reports and the preemption notice (both collective)."""
+    """What only a worker of Ray Train has: reports and the preemption notice (both collective).
+
+    `tell` is this rank's own way of telling a row, to Prometheus.
+    """
 
     report: Callable[[dict[str, Any]], None]
     preemption: Callable[[], str | None]
+    tell: Callable[[dict[str, Any]], None] = lambda row: None
     poll_at_s: float = 0.0
+    report_at_s: float = 0.0
 
 
 class Context:
@@ -144,8 +151,17 @@ class Context:
         self._maximum([0])
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Gives metrics to Ray Train, where there is one (collective there; call it rarely)."""
-        if self._ray is not None:
+        """Gives metrics to Ray Train, where there is one (collective there).
+
+        Its controller takes one report of each rank every two seconds, and the next one waits for
+        that: they are sent as rarely as rank 0's clock says. Prometheus is told all of them.
+        """
+        if self._ray is None:
+            return
+        self._ray.tell(metrics)
+        now_s = time.monotonic()
+        if self.any(self.rank == 0 and now_s >= self._ray.report_at_s):
+            self._ray.report_at_s = now_s + REPORT_S
             self._ray.report(metrics)
 
     def stop_reason(self) -> str | None:
@@ -171,8 +187,6 @@ class Context:
         return agreed
 
     def _should_poll(self) -> bool:
-        import time
-
         if self._ray is None or self.rank != 0 or time.monotonic() < self._ray.poll_at_s:
             return False
         self._ray.poll_at_s = time.monotonic() + PREEMPTION_POLL_S

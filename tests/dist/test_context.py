@@ -105,6 +105,23 @@ def test_ray_is_asked_about_preemption_rarely_and_its_notice_is_a_reason() -> No
     _stop.clear()
 
 
+def test_ray_is_sent_a_report_now_and_then_and_prometheus_every_row() -> None:
+    sent: list[int] = []
+    told: list[int] = []
+    ray = context.RaySide(
+        report=lambda row: sent.append(row["images"]),
+        preemption=lambda: None,
+        tell=lambda row: told.append(row["images"]),
+    )
+    here = context.Context(0, 1, 0, torch.device("cpu"), threads_per_rank=1, ray=ray)
+    for images in range(50):
+        here.report({"images": images})
+    assert (sent, told) == ([0], list(range(50)))
+    ray.report_at_s = 0.0
+    here.report({"images": 50})
+    assert sent == [0, 50]
+
+
 def test_ranks_of_one_machine_listen_on_loopback_alone(tmp_path: Path) -> None:
     launched = threading.Thread(
         target=lambda: pytest.raises(
