@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medray import log
+from medray.dist import _head
 from medray.errors import ResourceError, UsageError
 
 NOTICE_S = 10.0
@@ -52,8 +53,10 @@ def connected() -> Iterator[bool]:
         return
     ours = not os.environ.get("RAY_ADDRESS")
     _init(ours)
+    address = ray.get_runtime_context().gcs_address
     try:
-        yield ours
+        with contextlib.nullcontext() if ours else _head.watched(address):
+            yield ours
     finally:
         ray.shutdown()
 
