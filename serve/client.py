@@ -94,6 +94,10 @@ class Client:
         """A classifier's features of files."""
         return self._files("/v1/features", files, options)
 
+    def nearest(self, *files: bytes, count: int = 1) -> dict[str, Any]:
+        """The real images that files are most like; a key of the scope `real` is needed."""
+        return self._files("/v1/nearest", files, {"count": count})
+
     def start_job(self, count: int, **asked: Any) -> dict[str, Any]:
         """Starts an archive of `count` images."""
         return self._json("POST", "/v1/jobs", {"count": count, **asked})

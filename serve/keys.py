@@ -27,7 +27,8 @@ from medray.errors import MedrayError, UsageError
 from serve.problems import Problem
 
 SCHEMA = "medray.keys/1"
-SCOPES = ("read", "generate", "admin")
+# `real` shows real images: no other scope but `admin` has it in it.
+SCOPES = ("read", "generate", "real", "admin")
 PREFIX = "mrk_"
 ENVIRONMENT = "MEDRAY_SERVE_KEYS"
 OPEN = "local"

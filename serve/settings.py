@@ -16,7 +16,7 @@ from medray.config import Frozen, Location, absolute
 from medray.errors import UsageError
 from serve.records import ModelSpec
 
-PLACES = ("generator", "latents", "classifier", "keys", "state_dir")
+PLACES = ("generator", "latents", "classifier", "real", "keys", "state_dir")
 OPEN_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -30,6 +30,11 @@ class Args(Frozen):
     model_roots: tuple[Location, ...] = Field(
         (), description="folders or URLs below which PUT /v1/models may name a model (none: no PUT)"
     )
+    real: Location | None = Field(
+        None, description="packed set whose training images /v1/nearest compares with (none: off)"
+    )
+    real_images: int = Field(50_000, ge=1, description="most of them: 2.3 kB of memory each")
+
     device: str = Field("cpu", description="where networks run: cpu or cuda")
     dtype: Literal["float32", "bf16"] = Field("float32", description="the generators' arithmetic")
 

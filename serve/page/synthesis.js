@@ -1,4 +1,4 @@
-import { $, ask, element, fillModels, save, told } from "./common.js";
+import { $, ask, askJson, element, fillModels, save, told } from "./common.js";
 import { decode, paint } from "./image.js";
 import { Viewer, tools } from "./viewer.js";
 
@@ -7,6 +7,8 @@ const viewer = new Viewer($("#view"), "Synthetic image: drag for window and leve
 const bar = tools($("#tools"), () => [viewer]);
 viewer.changed = bar.refresh;
 $("#view").addEventListener("keydown", (event) => viewer.key(event));
+const realViewer = new Viewer($("#real-view"), "Real image: drag for window and level, arrow keys too");
+$("#real-view").addEventListener("keydown", (event) => realViewer.key(event));
 let models = new Map(), walk = [], chosen = null, running = null;
 
 const model = () => models.get($("#model").value);
@@ -61,6 +63,7 @@ async function make(asked) {
 
 function pick(made, asked) {
   chosen = { ...made, asked };
+  $("#real").hidden = true;
   $("#large").hidden = false;
   $("#address").textContent = made.address;
   return viewer.show(made.image, { keep: Boolean(viewer.image) });
@@ -116,11 +119,28 @@ async function step() {
   if (walk[n]) await pick(...walk[n]);
 }
 
+// The chosen image again, in another format.
+async function again(format) {
+  const { step: number, ...asked } = chosen.asked;
+  const answer = await ask("v1/images/generations", { method: "POST", json: { ...asked, format } });
+  return (await parts(answer))[number ?? 0];
+}
+
+$("#nearest").addEventListener("click", told(async () => {
+  const asked = chosen, { data } = await again("png16");
+  const found = await askJson("v1/nearest", { method: "POST", body: data, headers: { "content-type": "image/png" } });
+  if (asked !== chosen) return;
+  const [one] = found.images[0].nearest, png = Uint8Array.from(atob(one.picture_png), (letter) => letter.charCodeAt(0));
+  const copy = one.similarity >= found.real.copy_from ? "Nearly the same picture: it may be a copy." : "Not nearly the same picture.";
+  $("#real-note").textContent = `Similarity ${one.similarity.toFixed(3)} (${found.real.similarity}). ${copy} ${one.key}${one.labels.length ? `, ${one.labels.join(", ")}` : ""}; of ${found.real.images.toLocaleString()} training images.`;
+  $("#real").hidden = false;
+  await realViewer.show(await decode(png.buffer));
+  $("#real").scrollIntoView({ block: "nearest" });
+}));
+
 for (const button of document.querySelectorAll("[data-save]")) {
   button.addEventListener("click", told(async () => {
-    const format = button.dataset.save, { step: number, ...asked } = chosen.asked;
-    const answer = await ask("v1/images/generations", { method: "POST", json: { ...asked, format } });
-    const found = (await parts(answer))[number ?? 0];
+    const format = button.dataset.save, found = await again(format);
     save(new Blob([found.data]), `SYNTHETIC-${found.address.replace(/[^\w.-]+/g, "_")}.${EXTENSION[format]}`);
   }));
 }
@@ -129,4 +149,8 @@ $("#walk-at").addEventListener("input", step);
 $("#model").addEventListener("change", onModel);
 $("#class").addEventListener("change", onClass);
 $("#truncation").addEventListener("input", onClass);
-await told(async () => { models = await fillModels("generator", $("#model")); onModel(); })();
+await told(async () => {
+  models = await fillModels("generator", $("#model"));
+  onModel();
+  $("#nearest").hidden = !(await askJson("v1/nearest")).images;
+})();

@@ -17,6 +17,7 @@ MODULES = (
     "serve.routes.generate",
     "serve.routes.classify",
     "serve.routes.features",
+    "serve.routes.nearest",
     "serve.readers.routes",
     "serve.page.routes",
 )

@@ -125,7 +125,7 @@ def router(services: Services) -> APIRouter:
     ) -> Diagnosis:
         info = model_of(services, "classifier", options.model)
         _check_class(options, info)
-        found = await images_of(request, services, info, key)
+        found = await images_of(request, services, key, info.size_px, channels_of(info))
         _check_count(options, len(found))
         want = Want(heatmap=options.explains, heatmap_class=options.class_)
         try:
@@ -139,15 +139,19 @@ def router(services: Services) -> APIRouter:
     return made
 
 
+def channels_of(info: ModelInfo) -> int:
+    """Of the images that a model takes."""
+    return int(info.facts.get("channels", 1))
+
+
 async def images_of(
-    request: Request, services: Services, info: ModelInfo, key: str
+    request: Request, services: Services, key: str, size_px: int, channels: int
 ) -> list[Upload]:
-    """The images of a request, each as the model sees it; counted against the key's quota."""
+    """The images of a request, squares of that size; counted against the key's quota."""
     caps = caps_of(services)
-    channels = int(info.facts.get("channels", 1))
 
     def finish(image: Array) -> Array:
-        return fitted(image, info.size_px, channels)
+        return fitted(image, size_px, channels)
 
     files = await files_of(request, caps)
     found = await uploads.shared().decode(files, caps, finish)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve import keys
 from serve.records import Array
 from serve.routes.asked import BODY, NOTICE, model_of
-from serve.routes.classify import images_of
+from serve.routes.classify import channels_of, images_of
 from serve.services import Services
 from serve.uploads import Upload
 
@@ -76,7 +76,7 @@ def router(services: Services) -> APIRouter:
         key: Annotated[str, Depends(keys.scope("read"))],
     ) -> Response:
         info = model_of(services, "classifier", options.model)
-        found = await images_of(request, services, info, key)
+        found = await images_of(request, services, key, info.size_px, channels_of(info))
         try:
             rows_ND = await services.features(info.name, [image.image for image in found])
         except BaseException:

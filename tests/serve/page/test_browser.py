@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import time
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from medray.evaluate.reader_set import Item, Known, encode_image, study_bytes, t
 from medray.images import encode_png
 from medray.images.pixels import grey_levels
 from medray.images.secondary_capture import encode_secondary_capture
+from medray.records import Sample
+from medray.shards import write_set
 from medray.store import Store
 from tests.made_dicom import dicom_bytes
 from tests.reader_sets import make_study
 from tests.serve.readers.service import begin, serving
+from tests.serve.small_service import PX, chest
 
 pytestmark = pytest.mark.browser
 PAGES = ("", "synthesis", "classify", "jobs", "studies")
@@ -51,6 +55,9 @@ def service(tmp_path_factory, browser, small_models):
     make_study(folder, images=8, px=32, mode="feedback", name="training")
     write_ramps(folder / "ramps")
     models = {"generator": small_models.conditional, "classifier": small_models.classifier}
+    real = [Sample("", film, "clear") for film in chest(0, 40)]
+    write_set(folder / "films", real, name="films", classes=["clear"], size_px=PX)
+    models["real"] = str(folder / "films")
     with serving(folder, open_door=True, window_ms=1, **models) as made:
         yield made
 
@@ -444,6 +451,26 @@ def test_synthesis_shows_walks_marks_and_saves_what_the_service_made(
         at.dispatchEvent(new Event('input')); }""")
     page.wait_for_timeout(100)
     assert "share=0.5" in page.inner_text("#address")
+
+
+def test_synthesis_shows_the_nearest_real_image_on_demand(watched, tmp_path) -> None:
+    page = watched().open("synthesis")
+    page.fill("#count", "2")
+    page.click("#make")
+    wait(page, "document.querySelectorAll('#grid canvas').length === 2")
+    assert not page.is_visible("#real")
+    page.click("#nearest")
+    wait(page, "!document.querySelector('#real').hidden")
+    note = page.inner_text("#real-note")
+    assert re.search(
+        r"Similarity -?0\.\d{3} .* Not nearly the same picture\. train-000000\d\d", note
+    )
+    assert "clear; of 40 training images" in note and page.is_visible("text=REAL")
+    page.locator("#real").screenshot(path=tmp_path / "real.png")
+    page.screenshot(path=tmp_path / "nearest.png", full_page=True)
+    # Another image is chosen: what is beside it no longer belongs to it.
+    page.locator("#grid button").nth(1).click()
+    assert not page.is_visible("#real")
 
 
 def test_classify_takes_a_dropped_file_and_shows_heat_when_asked(watched, tmp_path) -> None:
