@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from serve.bench_rigs import (
     only,
     ray_serve,
 )
-from serve.client import Client, Refused
+from serve.callers import Callers
+from serve.client import Client
 from serve.settings import Args, parsed
 
 PX, NAME = 64, "bench"
@@ -115,15 +114,18 @@ def replica_killed(rounds: int) -> Iterator[Case]:
         with service(folder, min_replicas=2, max_replicas=2) as (access, args):
             expected: dict[int, bytes] = {}
 
+            def connect() -> Client:
+                return Client(f"http://127.0.0.1:{args.port}", access.token, patience_s=0)
+
             def check() -> None:
-                with Client(f"http://127.0.0.1:{args.port}", access.token) as client:
-                    images = client.generate(CHECKED, seed=3)
+                with connect() as client:
+                    images = client.generate(CHECKED, seed=Callers.SEED)
                     expected.update({n: image.data for n, image in enumerate(images)})
 
             def killed() -> float:
                 while len(pids("Models")) < 2:
                     time.sleep(0.2)
-                with _Callers(args, access, expected) as callers:
+                with Callers(connect, CLIENTS, expected) as callers:
                     time.sleep(2)
                     os.kill(pids("Models")[0], signal.SIGKILL)
                     time.sleep(6)
@@ -133,39 +135,6 @@ def replica_killed(rounds: int) -> Iterator[Case]:
                 return float(callers.statuses[503])
 
             yield Case(check, killed, lambda: float(CLIENTS))
-
-
-class _Callers:
-    """Threads that ask for images without pause and look at the bytes."""
-
-    def __init__(self, args: Args, access: Access, expected: dict[int, bytes]) -> None:
-        self._url, self._token = f"http://127.0.0.1:{args.port}", access.token
-        self._expected = expected
-        self.statuses: Counter[int] = Counter()
-        self.wrong = 0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
-
-    def __enter__(self) -> _Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        with Client(self._url, self._token, patience_s=0) as client:
-            while not self._stop.is_set():
-                number = (number + 1) % len(self._expected)
-                try:
-                    (image,) = client.generate(seed=3, start=number)
-                    self.statuses[200] += 1
-                    self.wrong += image.data != self._expected[number]
-                except Refused as refused:
-                    self.statuses[refused.status] += 1
 
 
 @contextlib.contextmanager

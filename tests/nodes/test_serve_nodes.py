@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,8 @@ from typing import Any
 import pytest
 
 from serve import keys
-from serve.client import Client, Refused
+from serve.callers import Callers
+from serve.client import Client
 from tests import outcomes
 from tests.archive.made_parts import make_generator
 from tests.faults.kill import kill_group
@@ -49,7 +48,9 @@ class Service:
     def images(self) -> dict[int, bytes]:
         """What every address gives."""
         with self.client(60) as client:
-            return {n: image.data for n, image in enumerate(client.generate(IMAGES, seed=3))}
+            return {
+                n: image.data for n, image in enumerate(client.generate(IMAGES, seed=Callers.SEED))
+            }
 
 
 def _line(process: subprocess.Popen[str], start: str) -> str:
@@ -90,56 +91,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 pipe.close()
 
 
-class Callers:
-    """Clients that ask for images without pause; what came of it, and when."""
-
-    def __init__(self, service: Service, expected: dict[int, bytes]) -> None:
-        self.service, self.expected = service, expected
-        self.statuses: Counter[Any] = Counter()
-        self.wrong, self.failed_s, self.good_s = 0, [0.0], [time.monotonic()]
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CALLERS)]
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        while not self._stop.is_set():
-            # A new connection each time: the kernel deals them out to both gates.
-            with self.service.client() as client:
-                number = (number + 1) % IMAGES
-                try:
-                    (image,) = client.generate(seed=3, start=number)
-                    self.statuses[200] += 1
-                    self.good_s.append(time.monotonic())
-                    self.wrong += image.data != self.expected[number]
-                except Refused as refused:
-                    self._failed(f"{refused.status} {refused.code}")
-                except OSError as error:
-                    self._failed(type(error).__name__)
-
-    def _failed(self, how: Any) -> None:
-        self.statuses[how] += 1
-        self.failed_s.append(time.monotonic())
-
-    @property
-    def failed(self) -> int:
-        return self.statuses.total() - self.statuses[200]
-
-    @property
-    def pause_s(self) -> float:
-        """The longest time without a good answer."""
-        times_s = sorted(self.good_s)
-        return max(b - a for a, b in zip(times_s, times_s[1:], strict=False))
-
-
 def test_a_lost_node_costs_only_what_was_in_flight_on_it_and_each_gives_the_same_bytes(
     service: Service,
 ) -> None:
@@ -148,7 +99,7 @@ def test_a_lost_node_costs_only_what_was_in_flight_on_it_and_each_gives_the_same
     assert {replica["node"] for replica in service.replicas()} == names
     expected = service.images()
     assert len(set(expected.values())) == IMAGES
-    with Callers(service, expected) as callers:
+    with Callers(service.client, CALLERS, expected, reconnect=True) as callers:
         until(lambda: callers.statuses[200] > 50)
         begun_s = time.monotonic()
         service.nodes.lose(service.others.pop(0))
@@ -159,18 +110,18 @@ def test_a_lost_node_costs_only_what_was_in_flight_on_it_and_each_gives_the_same
         service.others.append(service.nodes.add(1))
         both_s = until(lambda: len(service.replicas()) == 2, 90)
         time.sleep(1)
-    last_s = max(0.0, max(callers.failed_s) - begun_s)
+    last_s = max((at_s - begun_s for at_s in callers.failed_s), default=0.0)
     print(
-        f"{callers.statuses}; longest pause {callers.pause_s:.1f} s, last failure after "
-        f"{last_s:.1f} s, two again {both_s:.1f} s after another came"
+        f"{callers.statuses} {callers.codes}; longest pause {callers.pause_s:.1f} s, last failure "
+        f"after {last_s:.1f} s, two again {both_s:.1f} s after another came"
     )
     outcomes.record(
         part=PART, fault="node (of 2) lost, another comes", trials=1, lost=callers.failed,
         unit="requests", recovered_s=callers.pause_s, wrong=callers.wrong,
     )  # fmt: skip
     # A gate that is new has no share of a key's rate yet: its callers are told to wait.
-    failed = callers.failed - callers.statuses["429 rate_exceeded"]
-    assert callers.wrong == 0 and failed <= 4 * CALLERS, callers.statuses
+    failed = callers.failed - callers.codes["rate_exceeded"]
+    assert callers.wrong == 0 and failed <= 4 * CALLERS, callers.codes
     assert {one["node"] for one in service.replicas()} == {node.name for node in service.others}
     service.nodes.lose(service.others.pop(0))
     # Now the new one answers alone.

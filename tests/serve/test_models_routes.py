@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from serve.engine import Pool
+from medray import store
+from serve.engine import Pool, load_model
 from serve.metrics import Metrics
 from serve.records import ModelSpec
+from tests.archive.made_parts import make_generator
+from tests.faults import stores
 from tests.serve.fakes import GENERATE, Fake, args, asking, loads, one, run, slow
 
 PUT = "/v1/models/generator"
@@ -93,6 +96,39 @@ def test_a_model_with_another_digest_or_none_at_all_changes_nothing(tmp_path: Pa
             assert (await ask("GET", "/v1/models", "reader")).json() == before
             right = spec(tmp_path, "two", sha256=sha_of(tmp_path, "two"))
             assert (await ask("PUT", PUT, json=right)).status_code == 200
+
+    run(main())
+
+
+def test_a_store_that_fails_while_a_model_is_loaded_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "RETRY_DELAYS_S", (0.0,) * 4)
+    stores.register()
+    root = "faulty://models"
+    shas = {name: make_generator(f"{root}/{name}", seed=n) for n, name in enumerate("ab")}
+    settings = args(tmp_path, generator=f"{root}/a", model_roots=(root,))
+    put = {"kind": "generator", "url": f"{root}/b"}
+
+    async def main() -> None:
+        async with asking(settings, load=load_model) as ask:
+            first = await ask("POST", GENERATE, "maker", json=one(0))
+            assert (first.status_code, first.headers["x-medray-model"]) == (200, shas["a"])
+            before = (await ask("GET", "/v1/models", "reader")).json()
+            for rates in ({"unavailable": 1.0}, {"reset": 1.0}):
+                with stores.faults(seed=0, **rates) as faults:
+                    answer = await ask("PUT", PUT, json=put)
+                    assert faults.total
+                assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+                assert int(answer.headers["retry-after"]) > 0
+                assert (await ask("GET", "/v1/models", "reader")).json() == before
+                same = await ask("POST", GENERATE, "maker", json=one(0))
+                assert same.content == first.content
+            # A store that fails now and then is asked again.
+            with stores.faults(seed=1, unavailable=0.2, short_read=0.2) as faults:
+                answer = await ask("PUT", PUT, json=put)
+                assert faults.total
+            assert (answer.status_code, answer.json()["sha256"]) == (200, shas["b"]), answer.text
 
     run(main())
 
