@@ -49,6 +49,10 @@ class Target:
 # tridiagonalisation; the rest by definition.
 # Kernels that only write: against torch, the memory itself and cupy.random (where there is a GPU).
 GPU_WRITING = ("labels", "gaussian", "truncated", "smote", "mixup")
+GPU_STEPS = (
+    *("8_64", "16_64", "32_64", "64_64", "64_16", "128_64", "128_16", "256_32", "256_8"),
+    *("512_16", "512_4", "1024_8", "1024_4"),
+)
 TARGETS = {
     "stream_raw": Target(15, limit=51),
     "stream_zstd": Target(8, limit=10),
@@ -94,6 +98,7 @@ TARGETS = {
     **{f"gpu_{name}_cupy": Target(20) for name in GPU_WRITING},
     **{f"gpu_{name}": Target(1.5) for name in ("low_rank", "full", "nearest")},
     **{f"gpu_gan_{px}": Target(5, limit=8) for px in (64, 256, 1024)},
+    **{f"gpu_step_{px}": Target(0.4, limit=1) for px in GPU_STEPS},
 }
 SUITES = {
     "stream": ("jobs._bench_stream",),
