@@ -36,10 +36,22 @@ _REFUSED_NAMES = frozenset(
 _CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "urllib3", "requests")
 
 
+def refuse_password(url: str) -> None:
+    """UsageError for a URL with a password in it, which logs and run folders would repeat."""
+    place = url.partition("://")[2].partition("/")[0]
+    user, at, host = place.rpartition("@")
+    if at and ":" in user:
+        raise UsageError(
+            f"the URL of {host} has a password in it, which logs and run folders would repeat",
+            hint="give it without, and the password by ~/.netrc or the store's own configuration",
+        )
+
+
 def open_remote(url: str) -> tuple[Any, str]:
     """The client for a URL and the root there; UsageError for a scheme that nothing opens."""
     import fsspec
 
+    refuse_password(url)
     try:
         filesystem, root = fsspec.core.url_to_fs(url, **_options(url))
     except (ValueError, ImportError, OSError) as error:

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from medray._remote import refuse_password
 from medray.errors import UsageError
 
 ENVIRONMENT_PREFIX = "MEDRAY_"
@@ -102,12 +103,13 @@ def _is_location(info: FieldInfo) -> bool:
 
 
 def absolute(location: str) -> str:
-    """`location` as a URL or an absolute path.
+    """`location` as a URL or an absolute path; UsageError for a URL with a password.
 
     Inside Ray's package cache a relative path would be lost with the job, so there it is refused
     unless MEDRAY_SUBMIT_DIR says where the command was given.
     """
     if "://" in location or os.path.isabs(location):
+        refuse_password(location)
         return location
     base = os.environ.get(SUBMIT_DIR)
     if base is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 
 import pytest
 
 from medray import _remote
 from medray._remote import kind_of
+from medray.config import absolute
 from medray.errors import UsageError
 from medray.store import Store
 
@@ -74,6 +76,20 @@ def test_a_mistake_of_the_program_is_not_called_a_failure_of_the_store() -> None
     store = Store("memory://mistake")
     with pytest.raises(TypeError):
         store._call("size")
+
+
+@pytest.mark.parametrize("open_it", [Store, absolute])
+def test_a_password_in_a_url_is_refused_and_not_repeated(open_it: Callable[[str], object]) -> None:
+    with pytest.raises(UsageError, match=r"URL of films\.example has a password") as refused:
+        open_it("https://ann:s3cret@films.example/set")
+    assert "s3cret" not in str(refused.value) and "netrc" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://films.example/a@b:c", "https://ann@films.example/set", "memory://a:1/b"]
+)
+def test_other_urls_are_as_they_are(url: str) -> None:
+    assert absolute(url) == url
 
 
 def test_a_url_that_nothing_opens_is_a_usage_error() -> None:
