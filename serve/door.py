@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -35,7 +34,6 @@ HEAD_ANSWER = (
 )
 BACKLOG = 2048
 ASK_S = 2.0
-SISTER_S = 30.0
 START_S = 600.0
 T = TypeVar("T")
 
@@ -135,32 +133,22 @@ def check_port(args: Args) -> None:
     """ResourceError where somebody else listens: the kernel would deal callers out to both."""
     if not args.port:
         return
-    until_s = time.monotonic() + SISTER_S
-    while (service := _service_at(args)) is None and time.monotonic() < until_s:
-        # A gate of this service that loads its models listens already, and answers later.
-        time.sleep(ASK_S / 4)
-    if service not in ("", args.service):
-        raise ResourceError(
-            f"{args.host}:{args.port} is another service's",
-            hint="give another port; gates of one service have the same state_dir",
-        )
-
-
-def _service_at(args: Args) -> str | None:
-    """Which service listens at the port: "" for none at all, None where it does not answer."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(args.host, args.host)
     asked = http.client.HTTPConnection(host, args.port, timeout=ASK_S)
     try:
         asked.request("GET", "/livez")
-        return asked.getresponse().getheader("x-medray-service", "not medray's")
+        service = asked.getresponse().getheader("x-medray-service")
     except ConnectionRefusedError:
-        return ""
-    except TimeoutError:
-        return None
+        return
     except (OSError, http.client.HTTPException):
-        return "not HTTP"
+        service = None
     finally:
         asked.close()
+    if service != args.service:
+        raise ResourceError(
+            f"{args.host}:{args.port} is another service's",
+            hint="give another port; gates of one service have the same state_dir",
+        )
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -143,9 +143,8 @@ def test_what_is_not_http_is_answered_and_ended(tmp_path: Path, connected: Conne
 
 
 def test_a_port_of_another_service_is_refused_and_one_of_the_same_is_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(door, "SISTER_S", 0.1)
     with opened(args(tmp_path)) as (port, tokens):
         with pytest.raises(ResourceError, match="another service"):
             door.check_port(args(tmp_path / "elsewhere", port=port))
@@ -156,30 +155,6 @@ def test_a_port_of_another_service_is_refused_and_one_of_the_same_is_shared(
     with socket.create_server(("127.0.0.1", 0)) as other:
         with pytest.raises(ResourceError):
             door.check_port(args(tmp_path, port=other.getsockname()[1]))
-
-
-def test_a_gate_of_the_same_service_that_still_loads_its_models_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door, "ASK_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as sister:
-        settings = args(tmp_path, port=sister.getsockname()[1])
-        loaded_s = time.monotonic() + 1
-
-        def answer() -> None:
-            while True:
-                made, _ = sister.accept()
-                with made:
-                    if time.monotonic() < loaded_s:
-                        time.sleep(0.3)
-                        continue
-                    head = f"HTTP/1.1 200 OK\r\nx-medray-service: {settings.service}\r\n"
-                    made.sendall(f"{head}content-length: 0\r\n\r\n".encode())
-                    return
-
-        threading.Thread(target=answer, daemon=True).start()
-        door.check_port(settings)
-        assert time.monotonic() >= loaded_s
 
 
 def test_a_closing_door_answers_what_is_under_way(tmp_path: Path) -> None:
