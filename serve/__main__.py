@@ -52,10 +52,13 @@ def _serve(args: Args) -> int:
     door.check_port(args)
     services = InProcess(args)
     front = gate.front(services)
-    server = door.server(front, args)
-    socket = door.listening(args.host, args.port)
+    socket = door.bound(args.host, args.port)
     host, port = socket.getsockname()[:2]
-    log.event("listening", f"http://{host}:{port}{args.root_path}", port=port)
+
+    def opened() -> None:
+        log.event("listening", f"http://{host}:{port}{args.root_path}", port=port)
+
+    server = door.server(front, args, opened)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains at a signal, and raises it again when that is done: then it is over.
         signal.signal(number, lambda *_: None)

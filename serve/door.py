@@ -151,15 +151,18 @@ def check_port(args: Args) -> None:
         )
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that other doors of this machine may share; ResourceError where it is taken."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that other doors of this machine may share; ResourceError where it is taken.
+
+    It does not listen yet: of the doors that share a port the kernel deals callers out to those
+    that listen, and one that still loads its models would keep them waiting.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         made.bind((host, port))
-        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise ResourceError(f"cannot open {host}:{port}: {error.strerror}") from error
@@ -167,8 +170,18 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def server(app: Any, args: Args) -> uvicorn.Server:
-    """uvicorn for an application, not yet running."""
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens."""
+
+    opened: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.opened()
+
+
+def server(app: Any, args: Args, opened: Callable[[], None]) -> uvicorn.Server:
+    """uvicorn for an application, not yet running; it calls `opened` once it listens."""
     protocol = type("Door", (Guarded,), {"header_timeout_s": args.header_timeout_s})
     config = uvicorn.Config(
         app,
@@ -186,7 +199,9 @@ def server(app: Any, args: Args) -> uvicorn.Server:
         timeout_graceful_shutdown=int(args.drain_s) or 1,
     )
     config.most_connections = args.connections  # type: ignore[attr-defined]
-    return uvicorn.Server(config)
+    made = _Server(config)
+    made.opened = opened
+    return made
 
 
 class Door:
@@ -223,27 +238,20 @@ class Door:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.app = self._make_app()
-        self._server = server(self.app, self._args)
+        self._server = server(self.app, self._args, self._started.set)
         host = self._args.host if self._args.door else "127.0.0.1"
         # Without a door of its own the loop and the lifespan are still uvicorn's.
         if self._args.door:
             await asyncio.to_thread(check_port, self._args)
-        sockets = [listening(host, self._args.port)] if self._args.door else []
+        sockets = [bound(host, self._args.port)] if self._args.door else []
         self.port = sockets[0].getsockname()[1] if sockets else 0
-        opened = asyncio.ensure_future(self._opened())
         try:
             await self._server.serve(sockets)
         finally:
-            opened.cancel()
             for one in sockets:
                 one.close()
             if (failure := getattr(self.app, "failure", None)) is not None:
                 raise failure
-
-    async def _opened(self) -> None:
-        while not (self._server and self._server.started):
-            await asyncio.sleep(0.01)
-        self._started.set()
 
     @property
     def alive(self) -> bool:

@@ -24,7 +24,7 @@ from serve.in_process import InProcess
 from serve.problems import Problem
 from serve.settings import Args
 from tests.archive.made_parts import make_generator
-from tests.serve.fakes import GENERATE, args, one, opened, slow
+from tests.serve.fakes import GENERATE, args, book, loads, one, opened, slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,6 +155,30 @@ def test_a_port_of_another_service_is_refused_and_one_of_the_same_is_shared(
     with socket.create_server(("127.0.0.1", 0)) as other:
         with pytest.raises(ResourceError):
             door.check_port(args(tmp_path, port=other.getsockname()[1]))
+
+
+def test_a_door_that_still_loads_its_models_gets_no_caller(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def load(*words: Any) -> Any:
+        go_on.wait(30)
+        return loads(*words)
+
+    key_book = book()
+    with (
+        contextlib.ExitStack() as stack,
+        opened(args(tmp_path), key_book=key_book) as (port, tokens),
+    ):
+        sister = opened(args(tmp_path, port=port), load=load, key_book=key_book)
+        starting = threading.Thread(target=stack.enter_context, args=(sister,))
+        starting.start()
+        time.sleep(0.3)
+        # Were it dealt out every second caller, one of twenty would come to it and wait.
+        begun_s = time.monotonic()
+        assert {asked(port, tokens["maker"], n) for n in range(20)} == {200}
+        assert time.monotonic() - begun_s < 5 and starting.is_alive()
+        go_on.set()
+        starting.join()
 
 
 def test_a_closing_door_answers_what_is_under_way(tmp_path: Path) -> None:
