@@ -216,7 +216,7 @@ class RayServices(Common):
         return self.metrics.snapshot()
 
     async def start(self) -> None:
-        await self.limits.trade()
+        await self.limits.stock()
         await self._exchange({})
         for name, spec in self.args.named().items():
             if self.registry.kind(name) is None:

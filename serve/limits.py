@@ -8,6 +8,7 @@ one burst, which fills again, of a day's quota one block.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from serve.problems import too_many
 from serve.settings import Args
 
 GONE_AFTER_S = 5.0
+STOCK_PAUSE_S = 0.5
 DAY_S = 86_400
 # A block of a day's quota: what a gate may hold of it.
 BLOCKS = 64
@@ -180,7 +182,22 @@ class Limits:
     @property
     def hungry(self) -> bool:
         """Whether something was taken since the last exchange, or nothing is left of a rate."""
-        return any(e.used or (e.rated and e.requests < 1) for e in self._leases.values())
+        return self._starved or any(lease.used for lease in self._leases.values())
+
+    async def stock(self) -> None:
+        """Trades until some of every rate is held here, or as long as a lost gate counts.
+
+        What the others hold comes when they trade next, what a lost one held when it is given up.
+        """
+        until_s = time.monotonic() + GONE_AFTER_S + STOCK_PAUSE_S
+        await self.trade()
+        while time.monotonic() < until_s and self._starved:
+            await asyncio.sleep(STOCK_PAUSE_S)
+            await self.trade()
+
+    @property
+    def _starved(self) -> bool:
+        return any(lease.rated and lease.requests < 1 for lease in self._leases.values())
 
     async def trade(self) -> None:
         """One exchange with the ledger."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
 from serve import keys
+from serve import limits as limits_module
 from serve.keys import Key, KeyBook
 from serve.limits import Exchange, Granted, Ledger, Limits
 from serve.problems import Problem
@@ -88,6 +90,36 @@ def test_a_lost_gate_takes_at_most_a_burst_with_it_and_that_fills_again(tmp_path
         clock.s += 0.2
         trade(kept)
     assert taken(kept, key, 100) == 20
+
+
+@pytest.mark.parametrize("other_lives", [True, False])
+def test_a_new_gate_begins_with_some_of_every_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_lives: bool
+) -> None:
+    monkeypatch.setattr(limits_module, "GONE_AFTER_S", 1.0)
+    monkeypatch.setattr(limits_module, "STOCK_PAUSE_S", 0.05)
+    _, key = keys.make("k", ["read"], rate_per_s=10, burst=20)
+    clock = Clock()
+    old, new = gates(tmp_path, clock, key, 2)
+    trade(old)
+
+    async def main() -> float:
+        stocked = asyncio.create_task(new.stock())
+        began_s = time.monotonic()
+        while not stocked.done():
+            # The other one trades now and then where it lives; otherwise it is given up.
+            clock.s = 1000.0 + time.monotonic() - began_s
+            await asyncio.sleep(0.1)
+            if other_lives:
+                await old.trade()
+        return time.monotonic() - began_s
+
+    # What a new gate gets by one exchange is nothing: the old one holds it all.
+    trade(new)
+    assert taken(new, key, 1) == 0
+    took_s = asyncio.run(main())
+    assert taken(new, key, 1) == 1
+    assert took_s < 0.8 if other_lives else 0.9 < took_s < 5
 
 
 def test_a_request_makes_no_remote_call(tmp_path: Path) -> None:
