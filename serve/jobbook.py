@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from medray.errors import MedrayError
 from medray.shards import INDEX
 from medray.store import Store
 from serve.problems import Problem, busy, shown, too_many
@@ -31,6 +32,8 @@ JOB, LOG, ARCHIVE = "job.json", "log.txt", "archive"
 MADE = f"{ARCHIVE}/.archive/"
 ENDED = ("done", "failed", "canceled")
 STOP_WAIT_S = 10.0
+# A job that has not begun by then never will.
+START_S = 300.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -132,7 +135,12 @@ class Book:
                 await asyncio.to_thread(self._write, record)
                 raise busy("job_not_started", "who runs jobs does not answer", 10) from error
             record |= {"handle": handle, "state": "running"}
-            await asyncio.to_thread(self._write, record)
+            try:
+                await asyncio.to_thread(self._write, record)
+            except MedrayError:
+                # Nobody could ask about it, or stop it.
+                await self._runner.stop(handle)
+                raise
         return await self._shown(record)
 
     async def get(self, owner: str | None, job_id: str) -> dict[str, Any]:
@@ -152,9 +160,11 @@ class Book:
         record = await self._record(owner, job_id)
         if await self._state(record) not in ENDED:
             record["state"] = "canceled"
-            await asyncio.to_thread(self._write, record)
-            if record["handle"]:
-                await self._runner.stop(record["handle"])
+            try:
+                await asyncio.to_thread(self._write, record)
+            finally:
+                if record["handle"]:
+                    await self._runner.stop(record["handle"])
         return await self._shown(record)
 
     async def close(self) -> None:
@@ -186,8 +196,12 @@ class Book:
         return found
 
     async def _state(self, record: dict[str, Any]) -> str:
-        if record["state"] in ENDED or not record["handle"]:
+        if record["state"] in ENDED:
             return str(record["state"])
+        if not record["handle"]:
+            # Who was to start it was killed meanwhile, or could not keep that it had.
+            late = time.time() - record["created"] > START_S
+            return "failed" if late else str(record["state"])
         state = await self._runner.state(record["handle"])
         if state in ("done", "failed"):
             # The index is written last: who ran it may have been lost, what it made is whole.
@@ -195,7 +209,8 @@ class Book:
             state = "done" if await asyncio.to_thread(self._store.exists, index) else "failed"
         if state in ENDED:
             record["state"] = state
-            await asyncio.to_thread(self._write, record)
+            with contextlib.suppress(MedrayError):  # it is found out again
+                await asyncio.to_thread(self._write, record)
         return state
 
     async def _shown(self, record: dict[str, Any]) -> dict[str, Any]:

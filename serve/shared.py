@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from medray import log
 from medray.errors import MedrayError
 from medray.store import Store
 from serve import metrics
@@ -58,6 +59,13 @@ class Shared:
         }  # fmt: skip
         self._store.write_bytes(STATE, json.dumps(body).encode())
 
+    def _keep(self) -> None:
+        """Saves now and then; callers are not to suffer where that fails."""
+        try:
+            self._save()
+        except MedrayError as error:
+            log.warn("shared", f"what was spent of the day's quotas is not kept: {error}")
+
     def exchange(
         self, replica: str, asks: Exchange, counts: Mapping[str, Any] | None, known: int
     ) -> tuple[Granted, int, dict[str, Any] | None]:
@@ -67,15 +75,20 @@ class Shared:
         granted = self._ledger.exchange(replica, asks) if asks else {}
         self._quotas |= {name: ask["quota"] for name, ask in asks.items() if ask["quota"]}
         if self._quotas and time.monotonic() - self._saved_s > SAVE_EVERY_S:
-            self._save()
+            self._keep()
         table = None if known == self._number else self._registry.body()
         return granted, self._number, table
 
     def put(self, name: str, body: Mapping[str, Any], share: float) -> None:
-        """Puts a model into the table."""
+        """Puts a model into the table; where that cannot be kept, nothing is changed."""
+        before = self._registry.body()
         self._registry.put(name, Version.of(body), share)
+        try:
+            self._save()
+        except MedrayError:
+            self._registry.take(before)
+            raise
         self._number += 1
-        self._save()
 
     def counts(self, replica: str, own: Mapping[str, Any]) -> dict[str, Any]:
         """The sum of what all replicas said, the caller's new counts among it."""

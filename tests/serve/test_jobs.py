@@ -6,11 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from medray.shards import read_index
 from medray.store import Store
+from serve import jobbook
 from serve.jobbook import command, entrypoint
 from serve.records import ModelSpec
 from tests.archive.made_parts import make_generator
+from tests.serve.conftest import FullDisk
 from tests.serve.fakes import args, asking, book, run
 
 JOBS = "/v1/jobs"
@@ -64,6 +68,36 @@ def test_a_job_is_its_owners_alone(tmp_path: Path) -> None:
             assert (await ask("GET", where, "admin")).status_code == 200
             assert (await ask("DELETE", where, "maker")).json()["state"] == "canceled"
             assert (await ask("DELETE", where, "maker")).json()["state"] == "canceled"
+
+    run(main())
+
+
+def test_on_a_full_disk_a_job_is_refused_and_none_runs_unknown(
+    tmp_path: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner()
+
+    async def main() -> None:
+        async with asking(args(tmp_path), runner=runner) as ask:
+            first = (await ask("POST", JOBS, "maker", json={"count": 5000})).json()
+            for writes in (0, 1):
+                # Before the job begins, and when its handle is to be kept.
+                with full_disk(after=writes):
+                    answer = await ask("POST", JOBS, "maker", json={"count": 5000})
+                assert (answer.status_code, answer.json()["code"]) == (503, "storage")
+                assert answer.headers["retry-after"] and str(tmp_path) not in answer.text
+            assert list(runner.states.values()) == ["running", "canceled"]
+            where = f"{JOBS}/{first['id']}"
+            with full_disk():
+                assert (await ask("GET", where, "maker")).json()["state"] == "running"
+                assert (await ask("DELETE", where, "maker")).status_code == 503
+            assert runner.states["run-0"] == "canceled"
+            assert (await ask("GET", where, "maker")).json()["state"] == "canceled"
+            # What was never known to have begun counts for nobody for ever.
+            states = {j["state"] for j in (await ask("GET", JOBS, "maker")).json()["jobs"]}
+            monkeypatch.setattr(jobbook, "START_S", 0.0)
+            later = {j["state"] for j in (await ask("GET", JOBS, "maker")).json()["jobs"]}
+            assert (states, later) == ({"canceled", "queued"}, {"canceled", "failed"})
 
     run(main())
 
