@@ -241,10 +241,11 @@ def finish_by_keyboard(page, cases, first=0):
         page.keyboard.press("Enter")
 
 
+@pytest.mark.parametrize("offline_s", [1, pytest.param(60, marks=pytest.mark.chaos)])
 def test_forty_cases_by_keyboard_with_a_reload_an_outage_and_two_tabs(
-    watched, service, tmp_path
+    watched, service, tmp_path, offline_s
 ) -> None:
-    (token,) = begin(service, "forty", "ann")
+    (token,) = begin(service, "forty", f"ann {offline_s}")
     seen = watched()
     page = seen.open(f"studies#{token}")
     assert token not in page.url
@@ -267,9 +268,9 @@ def test_forty_cases_by_keyboard_with_a_reload_an_outage_and_two_tabs(
     assert "kept in this browser" in page.inner_text("#saved")
     page.screenshot(path=tmp_path / "offline.png")
     before = len(service.desk.store.answers(service.desk.store.readers("forty")[-1].id))
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1000 * offline_s)
     seen.context.set_offline(False)
-    wait(page, "document.querySelector('#saved').textContent.startsWith('Saved')", timeout=20.0)
+    wait(page, "document.querySelector('#saved').textContent.startsWith('Saved')", timeout=40.0)
     other = seen.context.new_page()
     other.goto(f"{seen.url}/studies")
     other.click("#begin")
