@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from medray.errors import UsageError
@@ -63,6 +65,16 @@ def model_of(services: Services, kind: Kind, name: str | None) -> ModelInfo:
         detail = f"given: {given}; allowed: {names}"
         raise Problem(404, "model_unknown", detail, "GET /v1/models lists them")
     return known[name]
+
+
+@contextlib.contextmanager
+def paid_back(services: Services, key: str, images: int) -> Iterator[None]:
+    """What is counted of a key's day is given back where the work on it fails."""
+    try:
+        yield
+    except BaseException:
+        services.limits.returned(key, images)
+        raise
 
 
 def refused(field: str, error: UsageError) -> Problem:

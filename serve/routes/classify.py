@@ -17,7 +17,7 @@ from serve.compute import pictures
 from serve.compute.fit import Box, box_of, fitted
 from serve.problems import Problem, shown
 from serve.records import Array, Diagnosed, ModelInfo, Want
-from serve.routes.asked import BODY, NOTICE, caps_of, files_of, model_of, refused
+from serve.routes.asked import BODY, NOTICE, caps_of, files_of, model_of, paid_back, refused
 from serve.services import Services
 from serve.uploads import Upload
 
@@ -128,11 +128,8 @@ def router(services: Services) -> APIRouter:
         found = await images_of(request, services, key, info.size_px, channels_of(info))
         _check_count(options, len(found))
         want = Want(heatmap=options.explains, heatmap_class=options.class_)
-        try:
+        with paid_back(services, key, len(found)):
             said = await services.classify(info.name, [image.image for image in found], want)
-        except BaseException:
-            services.limits.returned(key, len(found))
-            raise
         images = await asyncio.to_thread(_images, found, said, options, info)
         return _diagnosis(info, said, images)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve import keys
 from serve.records import Array
-from serve.routes.asked import BODY, NOTICE, model_of
+from serve.routes.asked import BODY, NOTICE, model_of, paid_back
 from serve.routes.classify import channels_of, images_of
 from serve.services import Services
 from serve.uploads import Upload
@@ -77,11 +77,8 @@ def router(services: Services) -> APIRouter:
     ) -> Response:
         info = model_of(services, "classifier", options.model)
         found = await images_of(request, services, key, info.size_px, channels_of(info))
-        try:
+        with paid_back(services, key, len(found)):
             rows_ND = await services.features(info.name, [image.image for image in found])
-        except BaseException:
-            services.limits.returned(key, len(found))
-            raise
         headers = {"x-medray-model": info.sha256}
         if options.format == "npy":
             return Response(_npy(rows_ND), 200, headers, NPY)

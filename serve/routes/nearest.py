@@ -20,7 +20,7 @@ from serve import keys
 from serve.compute import likeness
 from serve.compute.likeness import Likeness, Match
 from serve.problems import Problem, busy
-from serve.routes.asked import BODY, NOTICE
+from serve.routes.asked import BODY, NOTICE, paid_back
 from serve.routes.classify import images_of
 from serve.services import Services
 
@@ -115,11 +115,8 @@ def router(services: Services) -> APIRouter:
         known = _ready(real, work)
         found = await images_of(request, services, key, known.size_px, known.channels)
         pictures = [image.image for image in found]
-        try:
+        with paid_back(services, key, len(found)):
             matches = await asyncio.to_thread(known.nearest, pictures, options.count)
-        except BaseException:
-            services.limits.returned(key, len(found))
-            raise
         images = [
             Image(file=upload.file, frame=upload.frame, nearest=[_told(one) for one in some])
             for upload, some in zip(found, matches, strict=True)
