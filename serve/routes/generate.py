@@ -18,7 +18,7 @@ from serve.compute.orders import EXTENSIONS, FORMATS, LARGEST, MOST_IMAGES, Offe
 from serve.problems import Problem
 from serve.records import Made, ModelInfo, Order
 from serve.routes import packing
-from serve.routes.asked import model_of, refused
+from serve.routes.asked import model_of, paid_back, refused
 from serve.services import Services
 
 # Images of one call to the models; more are made while these are on their way.
@@ -137,11 +137,8 @@ async def _answer(
 ) -> Response:
     services.limits.images(key, len(orders))
     run = _Run(services, info.name, orders, "png" if asked.format == "tar" else asked.format, key)
-    try:
+    with paid_back(services, key, len(orders)):
         first = await run.next()
-    except BaseException:
-        services.limits.returned(key, len(orders))
-        raise
     headers = {"x-medray-model": run.sha256(first), "cache-control": "no-store"}
     if asked.format == "tar":
         return StreamingResponse(packing.tar(run.all(first)), 200, headers, TAR)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.keys import scope
 from serve.problems import Problem
+from serve.routes.asked import paid_back
 from serve.services import Services
 
 JobId = Annotated[str, Path(description="what POST /v1/jobs answered", max_length=64)]
@@ -68,11 +69,8 @@ def router(services: Services) -> APIRouter:
             detail = f"given: count {ask.count}; allowed: 1 to {services.args.job_images}"
             raise Problem(422, "count_too_large", detail)
         services.limits.images(request.state.key, ask.count)
-        try:
+        with paid_back(services, request.state.key, ask.count):
             job = await services.jobs.create(str(request.state.key), ask.model_dump())
-        except Problem:
-            services.limits.returned(request.state.key, ask.count)
-            raise
         response.headers["location"] = f"{request.scope.get('root_path', '')}/v1/jobs/{job['id']}"
         return Job(**job)
 

@@ -76,17 +76,21 @@ def test_on_a_full_disk_a_job_is_refused_and_none_runs_unknown(
     tmp_path: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = Runner()
+    limited = book(images_per_day=4000)
 
     async def main() -> None:
-        async with asking(args(tmp_path), runner=runner) as ask:
-            first = (await ask("POST", JOBS, "maker", json={"count": 5000})).json()
+        async with asking(args(tmp_path), runner=runner, key_book=limited) as ask:
+            await ask.services.limits.trade()
+            first = (await ask("POST", JOBS, "maker", json={"count": 1000})).json()
             for writes in (0, 1):
                 # Before the job begins, and when its handle is to be kept.
                 with full_disk(after=writes):
-                    answer = await ask("POST", JOBS, "maker", json={"count": 5000})
+                    answer = await ask("POST", JOBS, "maker", json={"count": 1000})
                 assert (answer.status_code, answer.json()["code"]) == (503, "storage")
                 assert answer.headers["retry-after"] and str(tmp_path) not in answer.text
             assert list(runner.states.values()) == ["running", "canceled"]
+            # Of the day's images only the first job's are spent.
+            assert ask.services.limits.asks()["maker"]["images"] == 3000
             where = f"{JOBS}/{first['id']}"
             with full_disk():
                 assert (await ask("GET", where, "maker")).json()["state"] == "running"
