@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
@@ -37,6 +39,8 @@ TICKS_S = 1.0
 CALL_S = 10.0
 # Of a call whose replica was lost: the same orders give the same bytes, so it is asked again.
 TRIES = 2
+# Ray Serve's own limit.
+MOST_PER_NODE = 100
 
 
 class SharedReplica:
@@ -302,8 +306,15 @@ def bound(args: Args) -> Any:
     ).bind(settings, shared)  # fmt: skip
     return serve.deployment(
         Gate, name="Gate", num_replicas=args.gates, max_ongoing_requests=args.requests,
-        max_queued_requests=args.requests, ray_actor_options={"num_cpus": 0}, **drain, **quick,
+        max_queued_requests=args.requests, ray_actor_options={"num_cpus": 0},
+        max_replicas_per_node=_gates_per_node(args.gates), **drain, **quick,
     ).bind(settings, models, shared)  # fmt: skip
+
+
+def _gates_per_node(gates: int) -> int | None:
+    """As few as go round the nodes that are there now: one that is lost must not take all doors."""
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes()) if ray.is_initialized() else 1
+    return min(MOST_PER_NODE, math.ceil(gates / nodes)) if nodes > 1 else None
 
 
 def _replicas(args: Args) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def test_a_run_that_shrank_and_grew_is_the_run_that_did_not(
         cluster.remove_node(machines[1], allow_graceful=False)
         shrunk_s = until(driver, "1 workers after 2")
         driver.wait_for_images(driver.saved() + SAVE_IMAGES)
-        repeated = len(recording.noted(notes)) - len(set(recording.noted(notes)))
+        early = recording.noted(notes)
+        repeated = len(early) - len(set(early))
         machine(cluster)
         grown_s = until(driver, "2 workers after 1")
         assert driver.wait(PATIENCE_S) == 0, driver.said()[-3000:]
