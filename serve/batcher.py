@@ -50,11 +50,17 @@ class _Caller(Generic[T, R]):
             self.future.set_exception(error)
 
 
+# How much the newest batch counts in what a batch usually takes.
+NEWEST = 0.2
+
 Share = tuple[_Caller[T, R], int, int]
 
 
 class Batcher(Generic[T, R]):
     """Runs what callers submit in batches of at most `size` items, `lanes` of them at once.
+
+    Where fewer than that are computed at once (`workers`), the others being queued there, a batch
+    that is not full is begun when a worker is free, or has waited as long as a batch usually takes.
 
     `run` takes a list of items and gives as many results: a coroutine function, or a plain one that
     is run in a thread. Submissions are refused (Full) while more than `limit` items wait; one that
@@ -70,10 +76,13 @@ class Batcher(Generic[T, R]):
         limit: int,
         *,
         lanes: int = 1,
+        workers: int | None = None,
         observe: Callable[[int, float], None] | None = None,
         separate: Callable[[BaseException], bool] = lambda error: True,
     ) -> None:
         self.size, self.window_s, self.limit, self.lanes = size, window_s, limit, lanes
+        self.workers = workers or lanes
+        self._usual_s = 0.0
         self._run = run
         self._threads: Executor | None = None
         if not inspect.iscoroutinefunction(run):
@@ -115,11 +124,15 @@ class Batcher(Generic[T, R]):
         """Starts batches that are full or have waited long enough, as lanes are free."""
         while self._callers and self._running < self.lanes:
             loop = asyncio.get_running_loop()
-            oldest_s = min(caller.since_s for caller in self._callers)
-            due_s = oldest_s + self.window_s
+            wait_s = self.window_s
+            if self._running >= self.workers:
+                # It would be queued anyway: meanwhile it may fill. Not for ever: a worker may hang.
+                wait_s += self._usual_s
+            due_s = min(caller.since_s for caller in self._callers) + wait_s
             if self.waiting < self.size and loop.time() < due_s:
-                if self._timer is None:
-                    self._timer = loop.call_at(due_s, self._on_time)
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = loop.call_at(due_s, self._on_time)
                 return
             if batch := self._next():
                 self._running += 1
@@ -186,8 +199,10 @@ class Batcher(Generic[T, R]):
             results = await loop.run_in_executor(self._threads, self._run, items)  # type: ignore[arg-type]
         if len(results) != len(items):
             raise AssertionError(f"{len(items)} items gave {len(results)} results")
+        took_s = loop.time() - begun_s
+        self._usual_s += (took_s - self._usual_s) * (NEWEST if self._usual_s else 1.0)
         if self._observe:
-            self._observe(len(items), loop.time() - begun_s)
+            self._observe(len(items), took_s)
         return results
 
     async def close(self) -> None:

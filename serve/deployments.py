@@ -120,7 +120,8 @@ class Remote:
 
             self._batchers[op] = Batcher(
                 run, args.joined(op), args.window_ms / 1000, args.queue_images,
-                lanes=LANES * args.max_replicas, separate=_is_callers_own,
+                lanes=LANES * args.max_replicas, workers=args.max_replicas,
+                separate=_is_callers_own,
             )  # fmt: skip
         return self._batchers[op]
 

@@ -48,6 +48,58 @@ def test_a_lone_caller_waits_no_longer_than_the_window() -> None:
     assert 0.04 < asyncio.run(main()) < 1.0
 
 
+def test_while_the_only_worker_is_busy_a_batch_may_fill() -> None:
+    """Two lanes, one worker behind them: what comes bit by bit is one batch, not one each."""
+    batches: list[list[int]] = []
+
+    async def main() -> None:
+        worker = asyncio.Lock()
+
+        async def run(items: list[int]) -> list[int]:
+            batches.append(items)
+            async with worker:
+                await asyncio.sleep(0.2)
+            return items
+
+        batcher: Batcher[int, int] = Batcher(run, 8, 0.01, 1000, lanes=2, workers=1)
+        # How long a batch takes is known from the second on.
+        await batcher.submit([9])
+        asked = []
+        for number in range(9):
+            asked.append(asyncio.create_task(batcher.submit([number])))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*asked)
+        await batcher.close()
+
+    asyncio.run(main())
+    # The first goes alone after its window; the other eight, 20 ms apart, while it is computed.
+    assert batches == [[9], [0], list(range(1, 9))]
+
+
+def test_a_worker_that_hangs_does_not_keep_what_waits_from_the_others() -> None:
+    async def main() -> float:
+        hung = asyncio.Event()
+
+        async def run(items: list[int]) -> list[int]:
+            if items == [0]:
+                await hung.wait()
+            await asyncio.sleep(0.05)
+            return items
+
+        batcher: Batcher[int, int] = Batcher(run, 8, 0.01, 1000, lanes=2, workers=1)
+        assert await batcher.submit([1]) == [1]
+        first = asyncio.create_task(batcher.submit([0]))
+        await asyncio.sleep(0.03)
+        start = time.perf_counter()
+        assert await batcher.submit([2]) == [2]
+        took_s = time.perf_counter() - start
+        hung.set()
+        await first
+        return took_s
+
+    assert asyncio.run(main()) < 1
+
+
 def test_a_large_submission_does_not_keep_out_a_small_one() -> None:
     batches: list[list[int]] = []
 
