@@ -22,6 +22,7 @@ from tests.nodes.rig import Job, Node, Nodes, children, environment, long
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 PART = "archive"
 COUNT = 4000
+LONGER = 12
 SHARDS = COUNT // 8
 # A whole node each.
 APART = ("--count", COUNT, "--workers", 3, "--min-workers", 3, "--cpus-per-worker", 2)
@@ -116,24 +117,36 @@ def test_a_lost_node_costs_the_shard_in_the_making(
     assert cost.lost <= 1
 
 
+@pytest.fixture
+def long_job(cluster: Three, parts: Path, tmp_path: Path) -> Iterator[Archiving]:
+    """Many times the archive: what is noticed after a quarter of a minute must meet it alive."""
+    cluster.mend()
+    more = ("--count", LONGER * COUNT, *APART[2:])
+    found = Archiving.on(cluster.nodes.address, parts, tmp_path / "archive", *more)
+    yield found
+    found.stop()
+
+
+def remade(job: Archiving, cost: Cost, fault: str) -> None:
+    """It is whole at the end, and images that are made once more are the same."""
+    assert job.wait() == 0, job.said()[-3000:]
+    assert job.shards() == LONGER * SHARDS
+    wrong = archive_job.main(["--out", str(job.out), "--verify", "--sample", "200"])
+    cost.record(PART, fault, wrong=wrong)
+    assert wrong == 0 and cost.lost <= 1
+
+
 @long
 def test_a_killed_raylet_is_missed_after_fifteen_seconds_and_costs_a_shard(
-    cluster: Three, parts: Path, tmp_path: Path
+    cluster: Three, long_job: Archiving
 ) -> None:
-    """Its worker works on until then; so the job is a longer one, and is checked by remaking."""
-    more = ("--count", 3 * COUNT, *APART[2:])
-    job = Archiving.on(cluster.nodes.address, parts, tmp_path / "archive", *more)
+    """Its worker works on until then."""
+    at_work(long_job.start(), *cluster.all)
     try:
-        at_work(job.start(), *cluster.all)
-        cost = job.goes_on(lambda: os.kill(cluster.others[-1].raylet, signal.SIGKILL))
-        cluster.lose()
-        assert job.wait() == 0, job.said()[-3000:]
+        cost = long_job.goes_on(lambda: os.kill(cluster.others[-1].raylet, signal.SIGKILL))
     finally:
-        job.stop()
-    assert job.shards() == 3 * SHARDS
-    wrong = archive_job.main(["--out", str(job.out), "--verify", "--sample", "200"])
-    cost.record(PART, "kill -9 of a raylet (3 nodes)", wrong=wrong)
-    assert wrong == 0 and cost.lost <= 1
+        cluster.lose()
+    remade(long_job, cost, "kill -9 of a raylet (3 nodes)")
 
 
 @long
@@ -162,18 +175,17 @@ def test_a_node_that_stands_still_for_some_seconds_loses_nothing(
 
 @long
 def test_a_notice_of_preemption_and_a_node_that_is_then_taken_cost_a_shard(
-    cluster: Three, job: Archiving, clean: dict[str, str]
+    cluster: Three, long_job: Archiving
 ) -> None:
-    at_work(job.start(), *cluster.all)
+    at_work(long_job.start(), *cluster.all)
 
     def take() -> None:
         cluster.nodes.notice(cluster.others[-1], 2)
         time.sleep(2)
         cluster.lose()
 
-    cost = job.goes_on(take)
-    ended(job, cost, "notice of preemption, then the node (of 3) is taken", clean)
-    assert cost.lost <= 1
+    cost = long_job.goes_on(take)
+    remade(long_job, cost, "notice of preemption, then the node (of 3) is taken")
 
 
 FILL = """
