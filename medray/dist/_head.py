@@ -22,13 +22,13 @@ POLL_S = 5.0
 # By how much Ray is forestalled.
 BEFORE_S = 10.0
 # Ray's own setting, with its default.
-RAY_WAITS = ("RAY_gcs_rpc_server_reconnect_timeout_s", 60.0)
+RAY_WAITS = ("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
 
 
 @contextlib.contextmanager
 def watched(address: str) -> Iterator[None]:
     """Ends this process with exit code 4 once the head at `address` (HOST:PORT) stays away."""
-    limit_s = float(os.environ.get(RAY_WAITS[0], RAY_WAITS[1])) - BEFORE_S
+    limit_s = max(POLL_S, float(os.environ.get(*RAY_WAITS)) - BEFORE_S)
     done = threading.Event()
     words = (address, limit_s, done)
     threading.Thread(target=_watch, args=words, name="medray-head", daemon=True).start()
