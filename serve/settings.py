@@ -63,7 +63,9 @@ class Args(Frozen):
     connections: int = Field(4096, ge=1, description="most connections of a gate")
     requests: int = Field(1024, ge=1, description="most requests at once of a gate")
 
-    window_ms: float = Field(5, ge=0, description="longest wait for a batch to fill")
+    window_ms: float = Field(
+        5, ge=0, description="longest wait for a batch to fill, a replica being free"
+    )
     batch: int = Field(16, ge=1, le=1024, description="fixed, padded batch of the generators")
     classify_batch: int = Field(16, ge=1, le=1024, description="most images of a classifier's call")
     join: int | None = Field(

@@ -49,8 +49,8 @@ class Likeness:
     def __init__(self, url: str, most: int) -> None:
         """Opens the set; DataError for one that cannot be read or has no such split."""
         self._set = OpenSet(Source(url), SPLIT, ShardCache(None, CACHE_BYTES))
-        self.name, self.size_px = self._set.index.name, self._set.index.size_px
-        self.channels, self._bits = self._set.index.channels, self._set.index.bits
+        index = self._set.index
+        self.size_px, self.channels, self._bits = index.size_px, index.channels, index.bits
         self.images = min(most, sum(shard.samples for shard in self._set.shards))
         self._places = [
             (number, row)
@@ -58,6 +58,7 @@ class Likeness:
             for row in range(shard.samples)
         ][: self.images]
         self._thumbs_NFD: npt.NDArray[np.int16] | None = None
+        self._lengths_NF: npt.NDArray[np.float32] = np.zeros((0, thumbs.FORMS), np.float32)
         self._stopped = threading.Event()
 
     @property
@@ -74,6 +75,7 @@ class Likeness:
             made.append(thumbs.thumbnails(pictures, self._bits))
             if self._stopped.is_set():
                 return
+        self._lengths_NF = np.concatenate([_lengths(part) for part in made])
         self._thumbs_NFD = np.concatenate(made)
         log.event("real", f"{self.images:,} real images can be compared with")
 
@@ -93,13 +95,14 @@ class Likeness:
     def _similarities(self, images: Sequence[Array]) -> npt.NDArray[np.float32]:
         """Of each image with each real one (Q, N); of several forms the likest counts."""
         assert self._thumbs_NFD is not None, "asked once it is ready"
-        asked_QFD = _unit(np.concatenate([_thumbnail(image) for image in images]))
+        asked_QFD = np.concatenate([_thumbnail(image) for image in images])
+        unit_QFD = asked_QFD / _lengths(asked_QFD)[..., None]
         alike_QN = np.empty((len(images), self.images), np.float32)
         for at in range(0, self.images, ROWS):
-            real_NFD = _unit(self._thumbs_NFD[at : at + ROWS])
-            alike_QN[:, at : at + ROWS] = np.einsum(
-                "qfd,nfd->fqn", asked_QFD, real_NFD, optimize=True
-            ).max(axis=0)
+            real_NFD = self._thumbs_NFD[at : at + ROWS].astype(np.float32)
+            products_FQN = np.einsum("qfd,nfd->fqn", unit_QFD, real_NFD, optimize=True)
+            products_FQN /= self._lengths_NF[at : at + ROWS].T[:, None]
+            alike_QN[:, at : at + ROWS] = products_FQN.max(axis=0)
         return alike_QN
 
     def _sample(self, place: tuple[int, int]) -> Sample:
@@ -112,8 +115,7 @@ def _thumbnail(image: Array) -> npt.NDArray[np.int16]:
     return thumbs.thumbnails([thumbs.reduced(image)], 8 * image.dtype.itemsize)
 
 
-def _unit(thumbs_NFD: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """Of length 1, or 0 for a picture without structure, which is like no other."""
-    rows_NFD = thumbs_NFD.astype(np.float32)
-    lengths_NF1 = np.linalg.norm(rows_NFD, axis=2, keepdims=True)
-    return np.asarray(rows_NFD / np.maximum(lengths_NF1, 1), np.float32)
+def _lengths(thumbs_NFD: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """Of each form (N, F); 1 for a picture without structure, which so is like no other."""
+    lengths_NF = np.linalg.norm(thumbs_NFD.astype(np.float32), axis=2)
+    return np.asarray(np.maximum(lengths_NF, 1), np.float32)

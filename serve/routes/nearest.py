@@ -23,12 +23,15 @@ from serve.problems import Problem, busy
 from serve.routes.asked import BODY, NOTICE, paid_back
 from serve.routes.classify import images_of
 from serve.services import Services
+from serve.uploads import Upload
 
 MEANING = (
     "correlation of fine structure at small size, -1 to 1: from "
     f"{likeness.COPY:g} on two pictures are nearly the same"
 )
 RETRY_S = 5
+# Real images of an answer: each goes into it as text.
+MOST_SHOWN = 64
 
 
 class Options(BaseModel):
@@ -104,7 +107,8 @@ def router(services: Services) -> APIRouter:
         "/v1/nearest",
         summary="Finds the real images that images are most like",
         description="For a look at memorisation: the images of the training split that the service "
-        f"was given, by {MEANING}. It answers with real images: its keys need the scope `real`.",
+        f"was given, by {MEANING}. Up to {MOST_SHOWN} for all images together. It answers "
+        "with real images: its keys need the scope `real`.",
         openapi_extra=BODY,
     )
     async def nearest(
@@ -114,13 +118,9 @@ def router(services: Services) -> APIRouter:
     ) -> Answer:
         known = _ready(real, work)
         found = await images_of(request, services, key, known.size_px, known.channels)
-        pictures = [image.image for image in found]
         with paid_back(services, key, len(found)):
-            matches = await asyncio.to_thread(known.nearest, pictures, options.count)
-        images = [
-            Image(file=upload.file, frame=upload.frame, nearest=[_told(one) for one in some])
-            for upload, some in zip(found, matches, strict=True)
-        ]
+            _check_count(len(found), options.count)
+            images = await asyncio.to_thread(_compared, known, found, options.count)
         return Answer(real=_about(known), notice=NOTICE, images=images)
 
     return made
@@ -153,6 +153,21 @@ def _ready(real: Likeness | None, work: asyncio.Task[None] | None) -> Likeness:
     if not real.ready:
         raise busy("real_loading", f"{real.images:,} real images are being looked at", RETRY_S)
     return real
+
+
+def _check_count(images: int, count: int) -> None:
+    if images * count > MOST_SHOWN:
+        text = f"given: {count} for each of {images} images; allowed: {MOST_SHOWN} real images"
+        raise Problem(413, "too_many_images", text, "send fewer files or frames at once")
+
+
+def _compared(real: Likeness, uploads: list[Upload], count: int) -> list[Image]:
+    """In a thread: pictures are read, decoded and encoded."""
+    matches = real.nearest([upload.image for upload in uploads], count)
+    return [
+        Image(file=upload.file, frame=upload.frame, nearest=[_told(one) for one in some])
+        for upload, some in zip(uploads, matches, strict=True)
+    ]
 
 
 def _told(match: Match) -> Nearest:

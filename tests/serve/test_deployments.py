@@ -253,6 +253,20 @@ def test_a_gate_that_is_lost_is_replaced_while_the_other_answers(running: Runnin
     until(lambda: replaced(running, "Gate", killed))
 
 
+@pytest.mark.parametrize(
+    ("gates", "nodes", "most"), [(2, 1, None), (2, 2, 1), (2, 3, 1), (5, 2, 3), (400, 2, 100)]
+)
+def test_gates_go_round_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, gates: int, nodes: int, most: int | None
+) -> None:
+    from serve import deployments
+
+    there = [{"Alive": True}] * nodes + [{"Alive": False}]
+    monkeypatch.setattr(deployments.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(deployments.ray, "nodes", lambda: there)
+    assert deployments._gates_per_node(gates) == most
+
+
 @pytest.mark.parametrize("word", ["host=0.0.0.0", "generatr=x", "port=no"])
 def test_settings_that_cannot_be_end_serve_run_with_2(word: str, tmp_path: Path) -> None:
     name, _, value = word.partition("=")

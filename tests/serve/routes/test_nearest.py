@@ -149,6 +149,9 @@ def test_the_service_answers_with_the_real_image(made: str, ask: Callable[..., A
     assert (best["key"], best["labels"], best["similarity"]) == ("train-00000002", ["clear"], 1.0)
     np.testing.assert_array_equal(decode_png(base64.b64decode(best["picture_png"])), film(2))
     assert all(-1 <= one["similarity"] < COPY for one in other["nearest"])
+    # More pictures than fit into an answer are refused before anything is compared.
+    with service.client("real") as client, pytest.raises(Refused, match="too_many_images"):
+        client.nearest(*[encode_png(film(2))] * 5, count=16)
     # No image of another split is ever shown, even where it is what was asked about.
     with service.client("admin") as client:
         (mine,) = client.nearest(encode_png(film(TRAIN)))["images"]
