@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage or configuration, 3 data, 4 environmen
 from __future__ import annotations
 
 import errno
+import re
 
 
 class MedrayError(Exception):
@@ -70,6 +71,10 @@ class StoreOutage(ResourceError):
     """
 
 
+class OutOfMemory(ResourceError):
+    """The memory of the machine or of its GPU is used up."""
+
+
 # What the machine or its disks refuse whatever the program does.
 _OF_THE_MACHINE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -77,15 +82,39 @@ _OF_THE_MACHINE = frozenset(
 )
 
 
+# What torch puts before its account of an allocation that failed.
+_FRAME = re.compile(r"^.*DefaultCPUAllocator: |^CUDA out of memory\. ")
+
+
 def of_machine(error: BaseException | None) -> ResourceError | None:
-    """The ResourceError that an OSError such as of a full disk stands for; None for others.
+    """The ResourceError that a full disk or memory stands for; None for other errors.
 
     Wherever one escapes (a job, a rank, an actor), so that each write need not be wrapped for it.
     """
+    if _of_memory(error):
+        # Of a GPU's text the first sentences: what was asked for, and what there is.
+        told = ". ".join(_FRAME.sub("", str(error).split("\n")[0]).split(". ")[:2]).rstrip(".")
+        return OutOfMemory(
+            f"out of memory: {told}" if told else "out of memory",
+            hint="take less at once (--images-at-once, smaller batches) or more memory; "
+            "what was saved is kept, and the same command goes on",
+        )
     if not isinstance(error, OSError) or error.errno not in _OF_THE_MACHINE:
         return None
     place = f" {error.filename}" if error.filename else ""
     return ResourceError(f"the machine refuses{place}: {error.strerror}")
+
+
+def _of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: Python, NumPy, CuPy, torch on a GPU, torch on a CPU.
+
+    torch is known by its names: a command that does not need it does not import it for this.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 class GateError(MedrayError):

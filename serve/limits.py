@@ -49,10 +49,23 @@ class Ledger:
         self._clock, self._wall = clock, wall
         self._accounts: dict[str, _Account] = {}
         self._spent: dict[str, float] = {}
+        self._day = -1
+
+    @property
+    def day(self) -> int:
+        """The day that quotas are of, counted from 1970.
+
+        A clock that is set back over midnight, or another node's that is behind, begins no day a
+        second time; one that is more than a day back was wrong before.
+        """
+        day = int(self._wall() // DAY_S)
+        if not self._day - 1 <= day <= self._day:
+            self._day = day
+        return self._day
 
     def exchange(self, gate: str, asks: Exchange) -> Granted:
         """What this gate gets (or gives back) of each key, after saying what it holds."""
-        now_s, day = self._clock(), int(self._wall() // DAY_S)
+        now_s, day = self._clock(), self.day
         return {name: self._one(gate, name, ask, now_s, day) for name, ask in asks.items()}
 
     def _one(
@@ -82,17 +95,19 @@ class Ledger:
         return {"requests": requests, "images": images, "wait_s": wait_s, "day": float(day)}
 
     def spent(self, quotas: Mapping[str, float]) -> dict[str, float]:
-        """Images given out today of each key's quota: what is kept over a restart."""
-        day = int(self._wall() // DAY_S)
+        """Images given out today of each key's quota: what is kept, with `day`, over a restart."""
+        day = self.day
         return {
             name: quotas[name] - account.images
             for name, account in self._accounts.items()
             if name in quotas and account.day == day
         }
 
-    def restore(self, spent: Mapping[str, float]) -> None:
-        """Takes over what was given out today before a restart."""
-        self._spent.update(spent)
+    def restore(self, spent: Mapping[str, float], day: int) -> None:
+        """Takes over what was given out on `day` before a restart, if that is today."""
+        self._day = day
+        if self.day == day:
+            self._spent.update(spent)
 
 
 @dataclass

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from medray.errors import ResourceError, of_machine
+from medray.errors import OutOfMemory, ResourceError, of_machine
 
 MEDIA_TYPE = "application/problem+json"
-# A full disk is seldom mended sooner.
-STORAGE_S = 30
+# A full disk or memory is seldom mended sooner.
+LACKING_S = 30
 
 
 class Problem(Exception):
@@ -87,13 +87,16 @@ def shown(value: object, limit: int = 80) -> str:
 def problem_of(error: Any) -> Problem | None:
     """The Problem that an error is or was caused by, through Ray's wrapping; else None.
 
-    What the machine or a store refuses (a full disk) passes: 503, without the place.
+    What the machine or a store refuses (a full disk, memory) passes: 503, without the place.
     """
     seen = 0
     while error is not None and seen < 8:
         if type(error) is Problem:
             return error
-        if isinstance(error, ResourceError) or of_machine(error):
-            return busy("storage", "the service cannot keep or read what that needs", STORAGE_S)
+        known = error if isinstance(error, ResourceError) else of_machine(error)
+        if isinstance(known, OutOfMemory):
+            return busy("memory", "the service has not the memory for that now", LACKING_S)
+        if known is not None:
+            return busy("storage", "the service cannot keep or read what that needs", LACKING_S)
         error, seen = getattr(error, "cause", None) or error.__cause__, seen + 1
     return None

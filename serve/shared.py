@@ -44,8 +44,7 @@ class Shared:
             kept = json.loads(self._store.read_bytes(STATE))
         except (FileNotFoundError, ValueError, MedrayError):
             return
-        if kept.get("day") == int(time.time() // 86_400):
-            self._ledger.restore(kept.get("spent", {}))
+        self._ledger.restore(kept.get("spent", {}), kept.get("day", -1))
         # Started with other models, it is those that are wanted now.
         if kept.get("named") == self._named:
             self._registry.take(kept.get("models", {}))
@@ -55,7 +54,7 @@ class Shared:
         self._saved_s = time.monotonic()
         body = {
             "named": self._named, "models": self._registry.body(),
-            "spent": self._ledger.spent(self._quotas), "day": int(time.time() // 86_400),
+            "spent": self._ledger.spent(self._quotas), "day": self._ledger.day,
         }  # fmt: skip
         self._store.write_bytes(STATE, json.dumps(body).encode())
 

@@ -10,9 +10,12 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from medray import cli, log
 from medray.config import JobConfig
@@ -41,6 +44,8 @@ def ends_with(error: BaseException | None, argv: list[str] | None = None) -> int
         (ResourceError("no CPU"), 4),
         (OSError(errno.ENOSPC, "No space left on device", "a.tar.part"), 4),
         (OSError(errno.EIO, "Input/output error"), 4),
+        (MemoryError(), 4),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 4),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.tar"), 1),
         (GateError("too close"), 5),
         (Stopped("saved"), 75),
@@ -49,6 +54,38 @@ def ends_with(error: BaseException | None, argv: list[str] | None = None) -> int
 )
 def test_each_kind_of_end_has_its_exit_code(error: BaseException | None, code: int) -> None:
     assert ends_with(error) == code
+
+
+@pytest.mark.parametrize(
+    "ask, told",
+    [
+        (lambda: torch.empty(2**48), "can't allocate memory: you tried to allocate 11258"),
+        (lambda: np.empty(2**50), "Unable to allocate 8.00 PiB"),
+        (lambda: bytearray(2**60), "out of memory\n"),
+    ],
+)
+def test_out_of_memory_says_how_much_was_asked_for_and_what_to_do(
+    ask: Callable[[], object], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        ask()
+    assert ends_with(caught.value) == 4
+    text = capsys.readouterr().err
+    assert told in text and "images-at-once" in text and "goes on" in text
+    assert "enforce fail" not in text and "Traceback" not in text
+
+
+def test_of_a_gpu_s_account_the_need_and_the_size_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    account = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
+        " of which 1.20 GiB is free. Process 12 has 77.9 GiB in use. Of the allocated memory ..."
+    )
+    assert ends_with(torch.OutOfMemoryError(account)) == 4
+    text = capsys.readouterr().err
+    assert "out of memory: Tried to allocate 2.00 GiB. GPU 0 has a total capacity" in text
+    assert "CUDA" not in text and "Process 12" not in text
 
 
 def test_an_error_shows_what_where_and_fix_and_no_traceback(

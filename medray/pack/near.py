@@ -3,6 +3,8 @@
 The same film exported twice, in another format, size or grey curve, in training and in test makes a
 test worth less. Every pair of thumbnails (`thumbs`) is compared, a block at a time.
 
+A picture takes 2.3 kB here (a clip four times that), a block 16 MiB for each of its two products.
+
 Shape letters: N pictures, D numbers of a thumbnail.
 """
 
@@ -21,11 +23,11 @@ from medray.pack.plan import Plan
 from medray.pack.worker import Result
 from medray.records import SPLITS
 
-ROWS, COLUMNS = 1024, 8192
+ROWS, COLUMNS = 1024, 4096
 MOST_LISTED = 100_000
 
 Array = npt.NDArray[Any]
-Forms = list[npt.NDArray[np.float32]]
+Forms = list[npt.NDArray[np.int16]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class _Known:
 
 
 def near_duplicates(plan: Plan, results: Sequence[Result], similarity: float) -> Near:
-    """Every pair of pictures at least so alike, in different splits or of different patients."""
+    """Every pair of pictures at least so alike, in different splits or of different patients.
+
+    Takes the thumbnails out of the results, so that they are held once.
+    """
     known, forms = _known(plan, results), _thumbs(results)
     splits = patients = 0
     listed: list[tuple[str, str, float]] = []
@@ -107,11 +112,18 @@ def _known(plan: Plan, results: Sequence[Result]) -> _Known:
 
 def _thumbs(results: Sequence[Result]) -> Forms:
     """All thumbnails in both forms, (N, D) each."""
-    parts = [
-        thumbs.unpacked(result.thumbs, len(result.pixels)) for result in results if result.pixels
-    ]
-    every = np.concatenate(parts) if parts else np.zeros((0, thumbs.FORMS, 1), np.int16)
-    return [every[:, form].astype(np.float32) for form in range(thumbs.FORMS)]
+    every = np.zeros((0, thumbs.FORMS, 1), np.int16)
+    done, count = 0, sum(len(result.pixels) for result in results)
+    for result in results:
+        if not result.pixels:
+            continue
+        part = thumbs.unpacked(result.thumbs, len(result.pixels))
+        result.thumbs = ""
+        if not done:
+            every = np.empty((count, *part.shape[1:]), np.int16)
+        every[done : done + len(part)] = part
+        done += len(part)
+    return [every[:, form] for form in range(thumbs.FORMS)]
 
 
 def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array, Array]]:
@@ -120,8 +132,7 @@ def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array,
     Of several forms of a thumbnail the likest counts.
     """
     count = len(forms[0])
-    # Exact in float32, as the products are.
-    squares = [np.einsum("nd,nd->n", form, form).astype(np.float64) for form in forms]
+    squares = [_squares(form) for form in forms]
     # Blank ones are like no other. Lengths differ by rounding: the exact test comes after.
     least = np.float32(
         similarity
@@ -130,7 +141,8 @@ def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array,
     for first in range(0, count, ROWS):
         for start in range(first, count, COLUMNS):
             products = [
-                form[first : first + ROWS] @ form[start : start + COLUMNS].T for form in forms
+                _floats(form[first : first + ROWS]) @ _floats(form[start : start + COLUMNS]).T
+                for form in forms
             ]
             i, j = np.nonzero(np.logical_or.reduce([product >= least for product in products]))
             alike = np.zeros(len(i))
@@ -141,3 +153,14 @@ def _pairs(forms: Forms, similarity: float) -> Iterator[tuple[int, Array, Array,
             i, j = i + first, j + start
             kept = (i < j) & (alike >= similarity)
             yield first, i[kept], j[kept], alike[kept]
+
+
+def _floats(rows: Array) -> npt.NDArray[np.float32]:
+    return rows.astype(np.float32)
+
+
+def _squares(form: Array) -> npt.NDArray[np.float64]:
+    """The squared length of each row, (N,): exact in float32, as the products are."""
+    blocks = [_floats(form[first : first + ROWS]) for first in range(0, len(form), ROWS)]
+    squares = [np.einsum("nd,nd->n", block, block) for block in blocks]
+    return np.concatenate(squares or [np.zeros(0)]).astype(np.float64)

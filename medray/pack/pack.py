@@ -62,6 +62,7 @@ def pack(config: PackConfig, job: Job) -> ShardIndex | None:
         done = _start(store, plan, job.overwrite)
         if done is not None:
             _refuse_alike(config, _summary_there(store), store.url)
+            _drop_state(store)  # of a run that was killed between the index and this
             log.event("complete", f"{job.out} is complete already: nothing to do", plan=plan.hash)
             return done
         results = _all_shards(plan, job.out, workers)

@@ -21,9 +21,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 def write_index(store: Store, index: ShardIndex) -> None:
     """Publishes `index.json`, which makes the set complete; DataError if it cannot be right."""
     _check_index(index, INDEX)
-    store.write_bytes(INDEX, _sealed(index.to_json()).encode())
+    # Before: what is killed after it finds the set complete, and would never come here again.
     if store.is_local:
         remove_dead(store.path())
+    store.write_bytes(INDEX, _sealed(index.to_json()).encode())
 
 
 def read_index(store: Store, kind: str | None = IMAGES) -> ShardIndex:

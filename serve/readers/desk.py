@@ -26,6 +26,8 @@ STUDY_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SESSION_S = 12 * 3600.0
 # A sitting ends with this much rest. Readers see less after hours, so it ends after so many images.
 REST_S, MOST_OF_SITTING = 600.0, 60
+# Answers that are looked at for it: however often a reader corrects himself, it takes as long.
+SITTING_SEEN = 10 * MOST_OF_SITTING
 OFFER_BREAK_S, OFFER_BREAK_IMAGES = 1200.0, 40
 # Failed logins of an address, and of all together, within so long.
 LOGIN_S, LOGINS, ALL_LOGINS = 60.0, 10, 200
@@ -239,7 +241,7 @@ class Desk:
         if not 0 <= side < len(item.images):
             raise Problem(404, "image_unknown", f"given: image {side} of {len(item.images)}")
         rest_s = self.sitting(reader)["rest_s"]
-        if rest_s and item_id not in self.newest(reader):
+        if rest_s and not self.store.answered(reader.id, item_id):
             raise too_many("rest_due", f"{MOST_OF_SITTING} images in one sitting", rest_s, "rest")
         try:
             return self.set_of(self.study(reader.study)).image(item.images[side])
@@ -308,10 +310,8 @@ class Desk:
         """How long the reader has been at it, and how long a rest is due."""
         now_s = self.now()
         # Where the clock was set back, what is later than now is no reason to rest.
-        times = [t for a in self.store.answers(reader.id) if (t := a.received_s) <= now_s]
-        resumed_s = max(
-            (t for kind, t in self.store.events(reader.id) if kind == "resume"), default=0
-        )
+        times = [t for t in self.store.latest(reader.id, SITTING_SEEN) if t <= now_s]
+        resumed_s = self.store.last_event(reader.id, "resume")
         count, before = 0, now_s
         for at_s in reversed(times):
             if before - at_s > REST_S:

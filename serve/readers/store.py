@@ -280,12 +280,12 @@ class Store:
                 {"r": reader_id, "k": kind, "t": now_s},
             )
 
-    def events(self, reader_id: int) -> list[tuple[str, float]]:
-        """What a reader did, in order."""
-        query = "SELECT kind, at_s FROM events WHERE reader = :r ORDER BY id"
+    def last_event(self, reader_id: int, kind: str) -> float:
+        """When the reader last paused or resumed; 0 for never."""
+        query = "SELECT MAX(at_s) FROM events WHERE reader = :r AND kind = :k"
         with self.reading() as connection:
-            rows = connection.execute(text(query), {"r": reader_id}).all()
-        return [(str(row[0]), float(row[1])) for row in rows]
+            found = connection.execute(text(query), {"r": reader_id, "k": kind}).scalar_one()
+        return float(found or 0)
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -308,6 +308,20 @@ class Store:
         """Every answer of a reader, corrections too, in the order in which they came."""
         with self.reading() as connection:
             return _answers(connection, reader_id)
+
+    def answered(self, reader_id: int, item: str) -> bool:
+        """Whether the reader has answered the item."""
+        query = "SELECT 1 FROM answers WHERE reader = :r AND item = :i LIMIT 1"
+        with self.reading() as connection:
+            row = connection.execute(text(query), {"r": reader_id, "i": item}).first()
+        return row is not None
+
+    def latest(self, reader_id: int, most: int) -> list[float]:
+        """When the reader's newest answers came, the oldest of so many first."""
+        query = "SELECT received_s FROM answers WHERE reader = :r ORDER BY id DESC LIMIT :most"
+        with self.reading() as connection:
+            rows = connection.execute(text(query), {"r": reader_id, "most": most}).all()
+        return [float(row[0]) for row in reversed(rows)]
 
 
 def _add(connection: Connection, answer: Answer, corrects: int | None, final: bool) -> Kept:

@@ -238,6 +238,27 @@ def _die_at(images: str) -> None:
     Pggan.step = dying  # type: ignore[method-assign]
 
 
+def _lack_memory(group: str = "") -> None:
+    """A run that asks for too much memory in the middle: torch refuses it.
+
+    In a memory cgroup with a limit, the folder `group`, the kernel gives it and kills the process.
+    """
+    import torch
+
+    from medray.train.pggan import Pggan
+
+    step = Pggan.step
+
+    def lacking(self: Any, batch: Any, seen: int) -> Any:
+        if seen == TOTAL_IMAGES // 2 + BATCH:
+            if group:
+                Path(group, "cgroup.procs").write_text(str(os.getpid()))
+            torch.ones(2**28 if group else 2**48)
+        return step(self, batch, seen)
+
+    Pggan.step = lacking  # type: ignore[method-assign]
+
+
 def _record(folder: str) -> None:
     """Ranks that write down which image they were given, and a run that stops half-way."""
     from jobs import _pggan_run
@@ -295,6 +316,7 @@ PATCHES: dict[str, Callable[..., None]] = {
     "forget_adam": _forget_adam,
     "keep_rows": _keep_rows,
     "die_at": _die_at,
+    "lack_memory": _lack_memory,
     "record": _record,
     "note": _note,
     "pace": _pace,

@@ -26,6 +26,7 @@ from tests.jobs import pggan_runs, recording
 from tests.jobs.pggan_runs import Nursery, results
 
 pytestmark = pytest.mark.slow
+CGROUPS = Path("/sys/fs/cgroup")
 FINAL = f"checkpoints/{pggan_runs.TOTAL_IMAGES:010d}/state.safetensors"
 
 
@@ -298,6 +299,50 @@ def test_sigterm_at_many_instants_saves_and_the_same_command_goes_on(
         shutil.rmtree(folder)
     assert stopped > 0 and longest_s < at_load(20)
     kept("SIGTERM, preemption", stopped, 0, f"ended within {longest_s:.1f} s")
+
+
+def test_a_run_without_memory_ends_with_4_and_the_same_command_goes_on(
+    nursery: Nursery, clean: Clean, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert nursery.run(folder, patch="lack_memory") == 4
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 4)
+    assert "out of memory: can't allocate" in status["reason"]
+    assert "--images-at-once" in status["hint"] and "--images-at-once" in nursery.said()
+    assert _unsaved(folder) <= pggan_runs.SAVE_IMAGES
+    assert nursery.run(folder) == 0, nursery.said()
+    assert results(folder) == clean.results
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A memory cgroup of 64 MiB, for processes that join it."""
+    for root, limit in ((CGROUPS / "memory", "memory.limit_in_bytes"), (CGROUPS, "memory.max")):
+        group = root / f"medray-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+        if (group / limit).exists() and os.access(group / limit, os.W_OK):
+            break
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    else:
+        pytest.skip("no memory cgroup can be made here")
+    (group / limit).write_text(str(64 * 2**20))
+    yield group
+    group.rmdir()
+
+
+def test_a_run_that_the_kernel_kills_for_memory_goes_on_with_the_same_bytes(
+    nursery: Nursery, clean: Clean, memory_group: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert nursery.run(folder, patch=f"lack_memory={memory_group}") == -signal.SIGKILL
+    lost = _unsaved(folder)
+    assert 0 <= lost <= pggan_runs.SAVE_IMAGES and pggan_runs.sound_checkpoints(folder)
+    assert nursery.run(folder) == 0, nursery.said()
+    assert results(folder) == clean.results
+    kept("out of memory", 1, lost, "killed by the kernel")
 
 
 def test_a_warm_start_killed_before_its_first_checkpoint_starts_from_the_same_weights(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from medray import store as store_module
+from medray.pack.worker import STATE
 from medray.shards import INDEX
 from medray.store import Store
 from tests import outcomes
@@ -75,6 +76,7 @@ def test_killed_at_random_instants_the_rerun_gives_the_same_bytes(
 
     def equal(folder: Path) -> None:
         assert same(folder, clean)
+        assert not (folder / "set" / STATE).exists(), "nothing to go on from is left"
 
     cost = killer.kill_at_random(tmp_path, kills, check=nothing_half, done=equal, source=source)
     outcomes.record(
@@ -97,6 +99,7 @@ def test_sigterm_at_random_instants_ends_it_in_five_seconds_and_the_rerun_is_equ
 
     def equal(folder: Path) -> None:
         assert same(folder, clean)
+        assert not (folder / "set" / STATE).exists(), "nothing to go on from is left"
 
     more = {"check": nothing_half, "done": equal, "number": signal.SIGTERM, "source": source}
     cost = killer.kill_at_random(tmp_path, times, **more)  # type: ignore[arg-type]

@@ -172,11 +172,70 @@ def test_images_that_were_not_made_are_given_back(tmp_path: Path) -> None:
 def test_what_was_spent_before_a_restart_stays_spent() -> None:
     ask = {"one": {"held": 0.0, "images": 0.0, "day": -1.0, "rate": 0.0, "burst": 2.0,
                    "quota": 100.0, "block": 100.0}}  # fmt: skip
-    before = Ledger()
+    before, yesterday = Ledger(), int(time.time() // 86_400) - 1
     before.exchange("gate", ask)
     spent = before.spent({"one": 100.0})
     assert spent == {"one": 100.0}
     after = Ledger()
-    after.restore(spent)
+    after.restore(spent, before.day)
     assert after.exchange("gate", ask)["one"]["images"] == 0
+    after = Ledger()
+    after.restore(spent, yesterday)
+    assert after.exchange("gate", ask)["one"]["images"] == 100, "that was yesterday"
     assert Ledger().exchange("gate", ask)["one"]["images"] == 100, "without that, all of it"
+
+
+HOUR_S = 3600.0
+LATE_S = 86_400 * 20_000 + 23.5 * HOUR_S
+
+
+def most(limits: Limits) -> int:
+    """Images that pass, one at a time, with an exchange whenever one does not."""
+    made = 0
+    for _ in range(600):
+        try:
+            limits.images("one", 1)
+            made += 1
+        except Problem:
+            trade(limits)
+    return made
+
+
+def test_a_clock_that_goes_back_over_midnight_and_forth_gives_a_day_once(tmp_path: Path) -> None:
+    clock, wall = Clock(), Clock()
+    _, key = keys.make("one", ["generate"], images_per_day=300)
+    ledger = Ledger(clock, wall)
+
+    async def exchange(asks: Exchange) -> Granted:
+        return ledger.exchange("gate", asks)
+
+    limits = Limits(args(tmp_path), KeyBook([key]), exchange)
+    wall.s = LATE_S
+    assert most(limits) == 300
+    wall.s += HOUR_S
+    assert most(limits) == 300, "a new day"
+    for ahead_s in (-HOUR_S, HOUR_S, -HOUR_S, HOUR_S):
+        wall.s += ahead_s
+        assert most(limits) == 0, "the same two days again"
+    wall.s += 24 * HOUR_S
+    assert most(limits) == 300
+    wall.s -= 96 * HOUR_S
+    assert most(limits) == 300, "a clock that was days ahead keeps nobody from his quota for days"
+
+
+def test_a_ledger_on_a_node_whose_clock_is_an_hour_behind_gives_no_day_again(
+    tmp_path: Path,
+) -> None:
+    """Lost just after midnight, begun again where it is still before, and then after it."""
+    wall, ask = Clock(), {"held": 0.0, "images": 0.0, "day": -1.0, "rate": 0.0}
+    asks = {"one": {**ask, "burst": 2.0, "quota": 100.0, "block": 100.0}}
+    wall.s = LATE_S + HOUR_S
+    lost = Ledger(Clock(), wall)
+    assert lost.exchange("gate", asks)["one"]["images"] == 100
+    wall.s -= HOUR_S
+    other = Ledger(Clock(), wall)
+    other.restore(lost.spent({"one": 100.0}), lost.day)
+    assert other.exchange("gate", asks)["one"]["images"] == 0
+    wall.s += HOUR_S
+    assert other.exchange("gate", asks)["one"]["images"] == 0
+    assert other.spent({"one": 100.0}) == {"one": 100.0}

@@ -6,25 +6,19 @@ import asyncio
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.images.test_images_bombs import BOMBS
+from tests.memory import resident_mb
 from tests.serve.bad_requests import BYTES, CLASSIFY, GENERATE, MODEL, PNG, every
 from tests.serve.small_service import Service
 from tests.serve.test_bad_requests import sent
 
 pytestmark = pytest.mark.chaos
 GROWTH_MB = 100
-
-
-def resident_mb() -> float:
-    """Memory of this process, in use."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def posted(service: Service, path: str, **more: Any) -> Any:

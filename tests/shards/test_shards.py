@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from medray import shards
+from medray._parts import part_path
 from medray.errors import DataError, ResourceError, UsageError
 from medray.records import Sample
-from medray.shards import ShardWriter, open_shard, read_index, verify, write_index, write_set
+from medray.shards import INDEX, ShardWriter, open_shard, read_index, verify, write_index, write_set
 from medray.store import Store
 from tests.shard_sets import CLASSES, image, make_set, samples
 
@@ -138,6 +139,27 @@ def test_nothing_has_a_final_name_until_the_writer_is_closed(tmp_path: Path) -> 
         writer.add(next(iter(samples(1))))
         writer.close()
     assert store.names() == ["train-000000.idx", "train-000000.tar"]
+
+
+def test_what_dead_writers_left_is_gone_before_a_set_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed next finds the set complete, and has nothing left to do."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    left = part_path(folder / "rejected.csv")
+    left.write_bytes(b"half")
+    seen = []
+    whole = Store.write_bytes
+
+    def watched(self: Store, name: str, data: bytes) -> None:
+        if name == INDEX:
+            seen.append(left.exists())
+        whole(self, name, data)
+
+    monkeypatch.setattr(Store, "write_bytes", watched)
+    make_set(folder)
+    assert seen == [False]
 
 
 def test_two_writers_of_one_shard_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from medray.evaluate.reader_set import decode_image
 from medray.metrics.classification import auroc
 from serve.readers.routes import COOKIE
+from tests.memory import resident_mb
 from tests.reader_sets import make_study
 from tests.serve.readers.service import begin, logged_in, serving
 from tests.serve.readers.test_store import full
@@ -423,6 +424,30 @@ def test_fifty_readers_at_once_are_all_served_and_every_answer_is_kept(service) 
     assert wrong == []
     told = service.admin.get("/v1/studies/long/progress").json()["readers"]
     assert [r["answered"] for r in told if r["name"].startswith("reader ")] == [3] * 50
+
+
+@pytest.mark.chaos
+def test_ten_thousand_answers_leave_the_memory_as_it_was(service) -> None:
+    (token,) = begin(service, "long", "tireless")
+    ann = logged_in(service, token)
+    items = [i["item"] for i in ann.get("/v1/studies/long/items").json()["items"]]
+    newest: dict[str, int] = {}
+
+    def answer(first: int, last: int) -> None:
+        """All after the first of an item correct the one before."""
+        for number in range(first, last):
+            item = items[number % len(items)]
+            given = body(item, number, corrects=newest.get(item))
+            sent = ann.post("/v1/studies/long/answers", json=given)
+            assert sent.status_code == 201, sent.text
+            newest[item] = sent.json()["answer"]["id"]
+            if number % 10 == 0:
+                assert ann.get(f"/v1/studies/long/items/{items[0]}/images/0").status_code == 200
+
+    answer(0, 1000)
+    before_mb = resident_mb()
+    answer(1000, 11_000)
+    assert resident_mb() - before_mb < 100
 
 
 def test_on_a_full_disk_answers_are_503_and_reading_goes_on(service) -> None:
