@@ -117,7 +117,13 @@ def test_features_come_as_json_or_npy(service, small_models, films):
     assert response.headers["x-medray-model"] == model.sha256
 
 
-def test_a_quota_counts_frames_and_gives_back_what_was_not_judged(service, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(KeyError("secret"), 500, "internal"), (MemoryError("secret"), 503, "memory")],
+)
+def test_a_quota_counts_frames_and_gives_back_what_was_not_judged(
+    service, monkeypatch, error, status, code
+):
     returned = []
     limits = service.services.limits
     monkeypatch.setattr(limits, "images", lambda name, count: returned.append(-count))
@@ -126,12 +132,13 @@ def test_a_quota_counts_frames_and_gives_back_what_was_not_judged(service, monke
     assert returned == [-5]
 
     async def broken(*_):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(service.services, "classify", broken)
     params = {"model": "classifier"}
     response = service.post(PATH, content=GOOD["nifti"][0], headers=BYTES, params=params)
-    assert response.status_code == 500 and "MemoryError" not in response.text
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert "secret" not in response.text and "Error" not in response.text
     assert returned == [-5, -5, 5]
 
 
