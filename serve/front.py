@@ -18,7 +18,7 @@ from typing import Any
 from medray import log
 from medray.errors import MedrayError
 from serve import keys
-from serve.problems import MEDIA_TYPE, Problem, busy, internal, shown
+from serve.problems import MEDIA_TYPE, Problem, busy, internal, problem_of, shown
 from serve.registry import PINS
 from serve.services import Services
 from serve.settings import is_loopback
@@ -217,8 +217,9 @@ class Front:
             await passage.problem(passage.failure or problem)
         except Exception as error:
             _log(error, passage.id)
-            await passage.problem(internal())
-            if passage.status != 500:
+            answer = problem_of(error) or internal()
+            await passage.problem(answer)
+            if passage.status != answer.status:
                 # An answer had begun: it must not look whole.
                 raise
 

@@ -125,7 +125,7 @@ async def asking(
     tokens, known = key_book or book()
     services = InProcess(settings, load=load, keys=known, **parts)
     application = gate.front(services)
-    transport = httpx.ASGITransport(application, raise_app_exceptions=False, client=(address, 1))
+    transport = httpx.ASGITransport(application, client=(address, 1))
     await services.start()
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield Asking(services, tokens, client)
