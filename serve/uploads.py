@@ -26,6 +26,7 @@ from medray.errors import DataError
 from medray.images import encode_png, format_of
 from medray.images.child import LimitedDecoder
 from medray.images.volumes import assemble, grey_levels_of
+from serve.compute.fit import colour
 from serve.problems import Problem, busy
 from serve.records import Array
 
@@ -63,7 +64,7 @@ class Caps:
 class Upload:
     """One image that came in: of which file and frame, its kind, its pixels, how large it was.
 
-    `image` is as `finish` left it; `height` and `width` are those of the file.
+    `image` is as `finish` left it; `height`, `width` and `colour` are those of the file.
     """
 
     file: int
@@ -72,6 +73,7 @@ class Upload:
     image: Array
     height: int
     width: int
+    colour: float = 0.0
 
 
 Finish = Callable[[Array], Array]
@@ -261,10 +263,12 @@ class _Work:
             images = self._images(decoder, kind)
         except DataError as error:
             raise of_data_error(error, self.data, self.number, kind, self.caps) from None
-        return [
-            Upload(self.number, frame, kind, self.finish(image), *image.shape[:2])
-            for frame, image in enumerate(images)
-        ]
+        found = []
+        for frame, image in enumerate(images):
+            height, width = image.shape[:2]
+            fitted = self.finish(image)
+            found.append(Upload(self.number, frame, kind, fitted, height, width, colour(image)))
+        return found
 
     def _images(self, decoder: LimitedDecoder, kind: str) -> Sequence[Array]:
         if kind == "nifti":

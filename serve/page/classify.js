@@ -51,7 +51,8 @@ async function frame() {
 function familiar(found) {
   const flag = $("#flag");
   flag.hidden = found.unlike !== true;
-  flag.textContent = "\u26a0 Unlike the training data: do not trust these probabilities.";
+  const why = found.coloured ? "In colour, unlike the training data" : "Unlike the training data";
+  flag.textContent = `\u26a0 ${why}: do not trust these probabilities.`;
   const limit = said.ood ? `, flagged above ${said.ood.threshold.toPrecision(4)}` : "";
   $("#familiar").textContent = found.ood_score === null
     ? `Not known whether it is like the training data: ${said.ood_reason || "the classifier has no such measure"}.`

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from medray.errors import UsageError
 from serve import keys, uploads
 from serve.compute import pictures
-from serve.compute.fit import Box, box_of, fitted
+from serve.compute.fit import COLOURED, Box, box_of, fitted
 from serve.problems import Problem, shown
 from serve.records import Array, Diagnosed, ModelInfo, Want
 from serve.routes.asked import BODY, NOTICE, caps_of, files_of, model_of, paid_back, refused
@@ -79,7 +79,10 @@ class Image(BaseModel):
         "much as others, so it need not be the most probable one"
     )
     ood_score: float | None = Field(description="distance from the training data")
-    unlike: bool | None = Field(description="whether it is past the threshold: do not trust it")
+    unlike: bool | None = Field(
+        description="whether it is past the threshold, or coloured: do not trust it"
+    )
+    coloured: bool = Field(description="whether it is in colour, and the model is of grey images")
     heatmap_class: str | None = Field(None, description="the class that the pictures explain")
     place: Place | None = Field(None, description="of the image in the pictures")
     heatmap_png: str | None = Field(None, description="grey, white is hottest; base64")
@@ -179,6 +182,8 @@ def _check_count(options: Options, count: int) -> None:
 def _images(
     found: list[Upload], said: list[Diagnosed], options: Options, info: ModelInfo
 ) -> list[Image]:
+    # The model sees a coloured image as grey: nothing that it measures tells them apart.
+    coloured = [channels_of(info) == 1 and upload.colour > COLOURED for upload in found]
     return [
         Image(
             file=upload.file,
@@ -189,10 +194,11 @@ def _images(
             probabilities=dict(answer.probabilities),
             decided=list(answer.decided),
             ood_score=answer.ood_score,
-            unlike=answer.unlike,
+            unlike=True if odd else answer.unlike,
+            coloured=odd,
             **_explained(upload, answer, options, info),
         )
-        for upload, answer in zip(found, said, strict=True)
+        for upload, answer, odd in zip(found, said, coloured, strict=True)
     ]
 
 

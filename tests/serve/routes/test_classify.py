@@ -5,10 +5,12 @@ import io
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from medray.images import decode_png, encode_png
 from serve.compute.diagnosis import Diagnosis
+from serve.compute.fit import COLOURED, colour
 from serve.uploads import Upload
 from tests.evaluate.test_ood import strange
 from tests.serve.small_service import CLASSES, PX, chest
@@ -65,6 +67,37 @@ def test_many_files_of_a_form_are_answered_in_their_order(service, films):
 def test_what_is_no_radiograph_is_flagged(service, kind):
     for image in strange(kind):
         assert said(service, encode_png(image[0]))["images"][0]["unlike"] is True
+
+
+def jpeg(pixels):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=60)
+    return buffer.getvalue()
+
+
+def in_colour(film, seed=0):
+    """The film's light and shade, in as many colours as things have."""
+    hues = np.random.default_rng(seed).uniform(0.2, 1, (4, 4, 3))
+    size = film.shape[0] // 4
+    return (film[..., None] * hues.repeat(size, 0).repeat(size, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("model", ["classifier", "bare"])
+def test_a_coloured_image_is_flagged_where_the_model_is_of_grey_ones(service, films, model):
+    for seed in range(4):
+        found = said(service, jpeg(in_colour(films[0], seed)), model=model)["images"][0]
+        assert found["coloured"] and found["unlike"] is True
+
+
+def test_a_film_that_was_photographed_or_has_a_marker_is_not_in_colour(service, films):
+    film = films[0]
+    tinted = np.stack([film, film * 0.93, film * 0.8], axis=-1).astype(np.uint8)
+    marked = np.stack([film] * 3, axis=-1)
+    marked[1:4, 1:6] = (255, 0, 0)
+    for picture in (np.stack([film] * 3, axis=-1), tinted, marked):
+        found = said(service, jpeg(picture))["images"][0]
+        assert not found["coloured"]
+    assert 0 < colour(tinted) < colour(marked) < COLOURED < colour(in_colour(film))
 
 
 def test_a_film_like_the_training_data_is_not_flagged(service, films):
@@ -171,7 +204,8 @@ def test_large_uploads_are_small_once_decoded(service, monkeypatch):
     monkeypatch.setattr(service.services, "classify", seen)
     said(service, encode_png(np.zeros((1500, 2000), np.uint16)))
     assert kept == [2 * PX * PX]
-    assert set(Upload.__dataclass_fields__) == {"file", "frame", "kind", "image", "height", "width"}
+    large = [name for name, kind in Upload.__annotations__.items() if kind not in ("int", "str")]
+    assert large == ["image", "colour"]
 
 
 def test_the_answer_has_the_form_that_openapi_says(service, films):
