@@ -82,6 +82,8 @@ _OF_THE_MACHINE = frozenset(
 )
 
 
+# Errors of torch without a type of their own: of the host, of a context on a full GPU, of cuBLAS.
+_LACKING = re.compile("DefaultCPUAllocator|CUDA error: out of memory|STATUS_ALLOC_FAILED")
 # What torch puts before its account of an allocation that failed.
 _FRAME = re.compile(r"^.*DefaultCPUAllocator: |^CUDA out of memory\. ")
 
@@ -114,7 +116,7 @@ def _of_memory(error: BaseException | None) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return type(error).__name__ == "OutOfMemoryError" or bool(_LACKING.search(str(error)))
 
 
 class GateError(MedrayError):
