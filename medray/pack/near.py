@@ -3,7 +3,7 @@
 The same film exported twice, in another format, size or grey curve, in training and in test makes a
 test worth less. Every pair of thumbnails (`thumbs`) is compared, a block at a time.
 
-A picture takes 2.3 kB here (a clip four times that), a block 16 MiB for each of its two products.
+A picture takes 2.3 kB here (a clip four times that), a block 8 MiB for each of its two products.
 
 Shape letters: N pictures, D numbers of a thumbnail.
 """
@@ -23,7 +23,7 @@ from medray.pack.plan import Plan
 from medray.pack.worker import Result
 from medray.records import SPLITS
 
-ROWS, COLUMNS = 1024, 4096
+ROWS, COLUMNS = 512, 4096
 MOST_LISTED = 100_000
 
 Array = npt.NDArray[Any]
