@@ -194,16 +194,21 @@ class Checkpoints:
         _check_schema(state, STATE_SCHEMA, f"{folder}/{STATE}")
         return tensors, {name: value for name, value in state.items() if name != "schema"}
 
-    def prune(self, keep_last: int, keep_best: int = 0) -> None:
+    def prune(
+        self, keep_last: int, keep_best: int = 0, passing: Callable[[int], bool] = lambda _: False
+    ) -> None:
         """Removes all but the newest `keep_last` (1 at least) and the `keep_best` of lowest score.
 
-        Of each the manifest goes first, so that what a fault leaves is no checkpoint.
+        Where `passing` of its images is true, one is kept as long as it is the newest, and counts
+        for no other then. Of each the manifest goes first, so that what a fault leaves is no
+        checkpoint.
         """
         assert self.lease is not None, "checkpoints are removed by a holder of the lease"
         self.lease.check()
         complete = self.complete()
-        keep = set(complete[-max(keep_last, 1) :]) | self._best(complete, keep_best)
         newest = complete[-1] if complete else -1
+        usual = [images for images in complete if images == newest or not passing(images)]
+        keep = set(usual[-max(keep_last, 1) :]) | self._best(usual, keep_best)
         present = {name.split("/")[1] for name in self._all_names()}
         for folder in sorted(name for name in present if name.isdigit()):
             images = int(folder)

@@ -233,6 +233,20 @@ def test_pruning_keeps_the_newest_and_the_best(checkpoints: Checkpoints) -> None
     assert left == {"0000000040"}
 
 
+def test_one_in_passing_is_kept_while_it_is_the_newest(checkpoints: Checkpoints) -> None:
+    def passing(images: int) -> bool:
+        return images % 8 > 0
+
+    for images, left in ((8, [8]), (16, [8, 16]), (20, [16, 20]), (24, [16, 24])):
+        checkpoints.save(images, tensors_at(images), {"score": 1.0 if images == 20 else 2.0})
+        checkpoints.prune(2, 0, passing)
+        assert checkpoints.complete() == left
+    for images in (27, 32):
+        checkpoints.save(images, tensors_at(images), {"score": 1.0 if images == 27 else 2.0})
+    checkpoints.prune(1, 1, passing)
+    assert checkpoints.complete() == [16, 32], "the best of those that an undisturbed run has"
+
+
 def test_pruning_removes_what_was_left_unfinished_but_not_what_is_being_made(
     tmp_path: Path,
 ) -> None:

@@ -249,6 +249,14 @@ class Fit:
                 hint="run the same command with --resume to go on",
             )
 
+    def _due(self, images: int) -> bool:
+        """Whether a checkpoint is due there; those of a stop are of no use once a later is there.
+
+        So a run that was stopped keeps the checkpoints of one that was not.
+        """
+        batch_images = self.batch_at(images - 1)
+        return due(images, batch_images, self.cadence.checkpoint_images)
+
     def _row(self, progress: log.Progress) -> None:
         self._check_finite()
         row = self.meter.row(self.context)
@@ -302,7 +310,9 @@ class Fit:
         }
         if self.context.rank == 0:
             self.checkpoints.save(self.images, tensors, state)
-            self.checkpoints.prune(self.cadence.keep_last, self.cadence.keep_best)
+            self.checkpoints.prune(
+                self.cadence.keep_last, self.cadence.keep_best, lambda images: not self._due(images)
+            )
             if self.curves:
                 self.curves.publish()
         self.context.barrier()

@@ -17,6 +17,7 @@ from medray.dist.context import Context, local
 from medray.errors import Stopped
 from medray.records import Batch
 from medray.rundir import RunDir
+from medray.store import Store
 from medray.train.loop import Cadence, Fit, NonFiniteError, due
 
 
@@ -139,21 +140,26 @@ def test_a_non_finite_value_stops_the_run_and_leaves_the_last_sound_checkpoint(
         assert newest is not None and newest.images == 24
 
 
-def test_a_request_to_stop_saves_and_says_that_it_can_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps, images", [(5, 10), (22, 58)])
+def test_a_request_to_stop_saves_and_says_that_it_can_go_on(
+    tmp_path: Path, steps: int, images: int
+) -> None:
     class Asked(Context):
         def agree_to_stop(self) -> str | None:
-            return "SIGTERM" if whole_context.steps(self) == 5 else None
+            return "SIGTERM" if whole_context.steps(self) == steps else None
 
     whole_context = _Counter()
     whole = Walk()
     train(tmp_path / "whole", whole)
     stopped = Asked(0, 1, 0, torch.device("cpu"), threads_per_rank=1)
-    with pytest.raises(Stopped, match="10 images"):
+    with pytest.raises(Stopped, match=f"{images} images"):
         train(tmp_path / "run", Walk(), context=stopped)
     again = Walk()
     summary = train(tmp_path / "run", again, resume=True)
-    assert summary["resumed_at_images"] == 10
+    assert summary["resumed_at_images"] == images
     assert torch.equal(again.weights, whole.weights)
+    kept = [Checkpoints(Store(tmp_path / name), None).complete() for name in ("whole", "run")]
+    assert kept[0] == kept[1] and 62 in kept[0] and images not in kept[0]
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
