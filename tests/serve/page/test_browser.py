@@ -502,6 +502,13 @@ def test_classify_takes_a_dropped_file_and_shows_heat_when_asked(watched, tmp_pa
         assert page.evaluate(pixels) != plain
         page.screenshot(path=tmp_path / f"{name}.png")
     assert page.is_visible("#flag") and "do not trust" in page.inner_text("#flag")
+    assert "In colour" not in page.inner_text("#flag")
+    colours = np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8)
+    data = encode_png(colours.repeat(8, 0).repeat(8, 1))
+    page.set_input_files("#file", {"name": "cat.png", "mimeType": "", "buffer": data})
+    wait(page, "() => document.querySelector('#status').textContent.startsWith('cat.png: 1')")
+    assert "In colour, unlike" in page.inner_text("#flag")
+    page.screenshot(path=tmp_path / "cat.png")
     page.set_input_files("#file", {"name": "bad.png", "mimeType": "", "buffer": b"not an image"})
     page.wait_for_selector("#problem:visible")
     assert "bad.png was not classified" in page.inner_text("#status")
