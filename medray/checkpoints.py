@@ -30,12 +30,16 @@ REREADS = 4
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint whose digests agree; the best have the lowest `score`."""
+    """A complete checkpoint whose digests agree; the best have the lowest `score`.
+
+    One saved in `passing`, because a run was asked to stop, is no more than a place to go on from.
+    """
 
     images: int
     epoch: int
     score: float | None
     files: dict[str, dict[str, Any]]
+    passing: bool = False
 
 
 class Damaged(DataError):
@@ -48,7 +52,9 @@ class Checkpoints:
     def __init__(self, store: Store, lease: Lease | None) -> None:
         self.store, self.lease = store, lease
 
-    def save(self, images: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    def save(
+        self, images: int, tensors: Tensors, state: Mapping[str, Any], *, passing: bool = False
+    ) -> None:
         """Publishes a checkpoint: afterwards there is it or, after a fault, what was there before.
 
         LeaseLost where another start or writer owns the folder by now; then nothing is published.
@@ -76,6 +82,7 @@ class Checkpoints:
             "epoch": self.lease.epoch,
             "score": state.get("score"),
             "files": files,
+            **({"passing": True} if passing else {}),
         }
         self.lease.check()
         self.store.write_bytes(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
@@ -150,7 +157,11 @@ class Checkpoints:
         try:
             files = {name: dict(content["files"][name]) for name in (TENSORS, STATE)}
             found = Checkpoint(
-                int(content["images"]), int(content["epoch"]), content["score"], files
+                int(content["images"]),
+                int(content["epoch"]),
+                content["score"],
+                files,
+                content.get("passing") is True,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(f"lacks or garbles {error}", where) from None
@@ -194,21 +205,22 @@ class Checkpoints:
         _check_schema(state, STATE_SCHEMA, f"{folder}/{STATE}")
         return tensors, {name: value for name, value in state.items() if name != "schema"}
 
-    def prune(
-        self, keep_last: int, keep_best: int = 0, passing: Callable[[int], bool] = lambda _: False
-    ) -> None:
+    def prune(self, keep_last: int, keep_best: int = 0) -> None:
         """Removes all but the newest `keep_last` (1 at least) and the `keep_best` of lowest score.
 
-        Where `passing` of its images is true, one is kept as long as it is the newest, and counts
-        for no other then. Of each the manifest goes first, so that what a fault leaves is no
-        checkpoint.
+        One saved in passing is kept as long as it is the newest, and counts for no other then. Of
+        each the manifest goes first, so that what a fault leaves is no checkpoint.
         """
         assert self.lease is not None, "checkpoints are removed by a holder of the lease"
         self.lease.check()
         complete = self.complete()
         newest = complete[-1] if complete else -1
-        usual = [images for images in complete if images == newest or not passing(images)]
-        keep = set(usual[-max(keep_last, 1) :]) | self._best(usual, keep_best)
+        found = {images: self._told(images) for images in complete}
+        usual = [n for n in complete if n == newest or not ((m := found[n]) and m.passing)]
+        scored = sorted(
+            (float(m.score), n) for n in usual if (m := found[n]) and m.score is not None
+        )
+        keep = set(usual[-max(keep_last, 1) :]) | {n for _, n in scored[:keep_best]}
         present = {name.split("/")[1] for name in self._all_names()}
         for folder in sorted(name for name in present if name.isdigit()):
             images = int(folder)
@@ -232,17 +244,13 @@ class Checkpoints:
         base = self.store.path(FOLDER)
         return [f"{FOLDER}/{path.name}" for path in base.iterdir()] if base.exists() else []
 
-    def _best(self, complete: list[int], count: int) -> set[int]:
-        scored: list[tuple[float, int]] = []
-        for images in complete if count else ():
-            try:
-                score = self._manifest(images).score
-            except DataError as error:
-                log.warn("checkpoint_damaged", str(error))
-                continue
-            if score is not None:
-                scored.append((float(score), images))
-        return {images for _, images in sorted(scored)[:count]}
+    def _told(self, images: int) -> Checkpoint | None:
+        """What a manifest says; None, with a warning, where it is damaged."""
+        try:
+            return self._manifest(images)
+        except DataError as error:
+            log.warn("checkpoint_damaged", str(error))
+            return None
 
 
 def _folder(images: int) -> str:

@@ -234,16 +234,18 @@ def test_pruning_keeps_the_newest_and_the_best(checkpoints: Checkpoints) -> None
 
 
 def test_one_in_passing_is_kept_while_it_is_the_newest(checkpoints: Checkpoints) -> None:
-    def passing(images: int) -> bool:
-        return images % 8 > 0
+    def save(images: int) -> None:
+        odd = images % 8 > 0
+        score = {"score": 1.0 if odd else 2.0}
+        checkpoints.save(images, tensors_at(images), score, passing=odd)
 
     for images, left in ((8, [8]), (16, [8, 16]), (20, [16, 20]), (24, [16, 24])):
-        checkpoints.save(images, tensors_at(images), {"score": 1.0 if images == 20 else 2.0})
-        checkpoints.prune(2, 0, passing)
+        save(images)
+        checkpoints.prune(2)
         assert checkpoints.complete() == left
-    for images in (27, 32):
-        checkpoints.save(images, tensors_at(images), {"score": 1.0 if images == 27 else 2.0})
-    checkpoints.prune(1, 1, passing)
+    save(27)
+    save(32)
+    checkpoints.prune(1, 1)
     assert checkpoints.complete() == [16, 32], "the best of those that an undisturbed run has"
 
 

@@ -239,23 +239,17 @@ class Fit:
         if due(self.images, batch_images, self.cadence.snapshot_images) or last:
             self._picture()
             self._ask_whether_enough()
-        if due(self.images, batch_images, self.cadence.checkpoint_images) and not self.ended:
+        regular = due(self.images, batch_images, self.cadence.checkpoint_images)
+        if regular and not self.ended:
             self._checkpoint()
         reason = self.context.agree_to_stop()
         if reason and not self.ended:
-            self._checkpoint()
+            # In passing, so that a stopped run keeps the checkpoints of one that was not.
+            self._checkpoint(passing=not regular)
             raise Stopped(
                 f"stopped at {self.images:,} images ({reason}); everything is saved",
                 hint="run the same command with --resume to go on",
             )
-
-    def _due(self, images: int) -> bool:
-        """Whether a checkpoint is due there; those of a stop are of no use once a later is there.
-
-        So a run that was stopped keeps the checkpoints of one that was not.
-        """
-        batch_images = self.batch_at(images - 1)
-        return due(images, batch_images, self.cadence.checkpoint_images)
 
     def _row(self, progress: log.Progress) -> None:
         self._check_finite()
@@ -297,7 +291,7 @@ class Fit:
         if self.curves:
             self.curves.add(self.images, row)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, passing: bool = False) -> None:
         self._check_finite()
         tensors = self.algorithm.state_dict()
         state = {
@@ -309,10 +303,8 @@ class Fit:
             **({"ended_early": True} if self.ended_early else {}),
         }
         if self.context.rank == 0:
-            self.checkpoints.save(self.images, tensors, state)
-            self.checkpoints.prune(
-                self.cadence.keep_last, self.cadence.keep_best, lambda images: not self._due(images)
-            )
+            self.checkpoints.save(self.images, tensors, state, passing=passing)
+            self.checkpoints.prune(self.cadence.keep_last, self.cadence.keep_best)
             if self.curves:
                 self.curves.publish()
         self.context.barrier()
