@@ -7,6 +7,8 @@ from typing import Any
 from medray import errors
 
 Record = dict[str, Any]
+# In the trace of a rank whose peer went away, which only echoes the failure of another.
+ECHO = "gloo/transport/tcp/pair.cc"
 
 
 def known(error: BaseException) -> errors.MedrayError | None:

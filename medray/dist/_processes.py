@@ -122,17 +122,16 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
 def _result(folder: Path, codes: list[int | None]) -> Any:
     for path in sorted(folder.glob("error-*.json")):
         raise _failures.rebuild(json.loads(path.read_text()))
-    failed = [(rank, _trace(folder, rank, code)) for rank, code in enumerate(codes) if code]
+    failed = []
+    for rank, code in enumerate(codes):
+        trace = folder / f"trace-{rank}.txt"
+        # The rank that failed first may have been ending still when an echo of it had ended.
+        if code or trace.exists():
+            text = trace.read_text() if trace.exists() else f"exit code {code}"
+            failed.append((_failures.ECHO in text, code is None, rank, text))
     if failed:
-        # A rank whose peer went away only echoes the failure of another.
-        rank, text = min(failed, key=lambda one: "Connection closed by peer" in one[1])
-        raise _failures.unexpected(rank, text)
+        raise _failures.unexpected(*min(failed)[2:])
     return json.loads((folder / "result.json").read_text())
-
-
-def _trace(folder: Path, rank: int, code: int | None) -> str:
-    path = folder / f"trace-{rank}.txt"
-    return path.read_text() if path.exists() else f"exit code {code}"
 
 
 def child(folder: Path) -> int:

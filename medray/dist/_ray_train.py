@@ -220,6 +220,7 @@ def _typed(error: Exception, board: Any) -> MedrayError:
         first = str(error.controller_failure).strip().splitlines()[0]
         return ResourceError(f"Ray Train could not start the workers: {first}")
     if traces:
+        traces = [one for one in traces if _failures.ECHO not in one[1]] or traces
         rank, text = traces[-1]
         return _failures.unexpected(rank, text, attempts=len(traces))
     return MedrayError(f"Ray Train failed: {str(error).strip().splitlines()[-1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ class Slow:
         import ray.util
 
         self.now_s, self.comes_s, self.removed = 0.0, comes_s, False
-        monkeypatch.setattr(_cluster.time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(_cluster.time, "sleep", self._pass)
+        clock = SimpleNamespace(monotonic=lambda: self.now_s, sleep=self._pass)
+        monkeypatch.setattr(_cluster, "time", clock)
         monkeypatch.setattr(_cluster, "shortage", lambda bundles: "waiting for 1 GPU")
         monkeypatch.setattr(_cluster, "_lacks", lambda bundles: True)
         monkeypatch.setattr(ray.util, "placement_group", lambda bundles, strategy: self)

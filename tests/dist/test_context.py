@@ -9,16 +9,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from medray.dist import _failures, _stop, context
+from medray.dist import _failures, _processes, _stop, context
 from medray.errors import DataError, MedrayError, ResourceError, Stopped, UsageError
 from tests.dist import rank_tasks
+from tests.faults.kill import wait_for
 
 
 def launch(task: context.Worker, workers: int = 2, **config: Any) -> Any:
@@ -53,9 +53,29 @@ def test_any_other_error_names_the_rank_that_failed_first(tmp_path: Path) -> Non
     assert type(caught.value) is MedrayError
 
 
+@pytest.mark.parametrize("codes", [[1, None], [None, 1], [1, 1]])
+@pytest.mark.parametrize("how", ["Connection closed by peer [::1]", "Read error [::1]: reset"])
+def test_the_echo_of_a_failure_is_not_named_though_its_rank_ended_first(
+    how: str, codes: list[int | None], tmp_path: Path
+) -> None:
+    (tmp_path / "trace-0.txt").write_text(f"RuntimeError: [{_failures.ECHO}:553] {how}")
+    with pytest.raises(MedrayError, match="rank 0 failed: RuntimeError"):
+        _processes._result(tmp_path, [1, None])
+    (tmp_path / "trace-1.txt").write_text("KeyError: 'surprise'")
+    with pytest.raises(MedrayError, match="rank 1 failed: KeyError: 'surprise'"):
+        _processes._result(tmp_path, codes)
+
+
 def test_a_rank_that_is_done_ends_without_taking_its_interpreter_down(tmp_path: Path) -> None:
     assert launch(rank_tasks.leave_something_behind, folder=str(tmp_path)) == "done"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended-0", "ended-1"]
+
+
+def pids_of_ranks(folder: Path) -> list[int]:
+    """The processes of both ranks, once both have begun to wait for a stop."""
+    files = [folder / f"pid-{rank}" for rank in (0, 1)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files), 120)
+    return [int(file.read_text()) for file in files]
 
 
 def test_sigterm_of_one_rank_stops_all_ranks_with_the_same_reason(tmp_path: Path) -> None:
@@ -66,8 +86,7 @@ def test_sigterm_of_one_rank_stops_all_ranks_with_the_same_reason(tmp_path: Path
 
 def test_sigterm_of_the_driver_reaches_the_ranks(tmp_path: Path) -> None:
     def send() -> None:
-        while not (tmp_path / "pid-0").exists():
-            time.sleep(0.05)
+        pids_of_ranks(tmp_path)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -88,7 +107,10 @@ def test_sigterm_in_a_single_process_is_a_reason_and_the_handler_is_given_back()
     _stop.clear()
 
 
-def test_ray_is_asked_about_preemption_rarely_and_its_notice_is_a_reason() -> None:
+def test_ray_is_asked_about_preemption_rarely_and_its_notice_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(context, "PREEMPTION_POLL_S", 600.0)
     asked: list[int] = []
 
     def notice() -> str | None:
@@ -105,7 +127,10 @@ def test_ray_is_asked_about_preemption_rarely_and_its_notice_is_a_reason() -> No
     _stop.clear()
 
 
-def test_ray_is_sent_a_report_now_and_then_and_prometheus_every_row() -> None:
+def test_ray_is_sent_a_report_now_and_then_and_prometheus_every_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(context, "REPORT_S", 600.0)
     sent: list[int] = []
     told: list[int] = []
     ray = context.RaySide(
@@ -130,10 +155,7 @@ def test_ranks_of_one_machine_listen_on_loopback_alone(tmp_path: Path) -> None:
         daemon=True,
     )
     launched.start()
-    while not (tmp_path / "pid-1").exists():
-        time.sleep(0.05)
-    time.sleep(0.3)
-    pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in (0, 1)]
+    pids = pids_of_ranks(tmp_path)
     addresses = {address for pid in pids for address in listening(pid)}
     os.kill(pids[0], signal.SIGTERM)
     launched.join(timeout=60)

@@ -157,7 +157,7 @@ def test_failures_count_in_a_row_and_those_long_past_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = SimpleNamespace(s=0.0)
-    monkeypatch.setattr(_elastic.time, "monotonic", lambda: now.s)
+    monkeypatch.setattr(_elastic, "time", SimpleNamespace(monotonic=lambda: now.s))
     policy = _elastic.Failures(FailureConfig(max_failures=0, controller_failure_limit=2))
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     retry, give_up = FailureDecision.RETRY, FailureDecision.RAISE

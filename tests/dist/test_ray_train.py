@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medray.dist import context
+from medray.dist import _failures, context
 from medray.errors import DataError, MedrayError, ResourceError, Stopped
 from tests.dist import rank_tasks
 
@@ -62,6 +62,19 @@ def test_any_other_error_is_retried_and_then_named(tmp_path: Path) -> None:
     with pytest.raises(MedrayError, match="rank 1 failed 2 times: KeyError: 'surprise'"):
         launch(rank_tasks.fail, folder=str(tmp_path), kind="untyped")
     assert len(list(tmp_path.glob("start-*-1"))) == 2
+
+
+def test_echoes_of_a_failure_are_neither_named_nor_counted() -> None:
+    import ray
+
+    from medray.dist import _ray_train
+
+    board = ray.remote(num_cpus=0)(_ray_train.Board).remote()
+    for rank, text in ((0, f"[{_failures.ECHO}] closed"), (1, "KeyError: 'surprise'")) * 2:
+        ray.get(board.trace.remote(rank, text))
+    ray.get(board.trace.remote(0, f"[{_failures.ECHO}] closed"))
+    error = _ray_train._typed(RuntimeError("it failed"), board)
+    assert error.message == "worker of rank 1 failed 2 times: KeyError: 'surprise'"
 
 
 def test_sigterm_of_a_worker_stops_all_ranks(tmp_path: Path) -> None:

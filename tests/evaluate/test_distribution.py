@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medray.errors import DataError
@@ -104,6 +104,7 @@ def test_features_that_are_not_finite_constant_or_of_other_length_are_refused():
         judged(real, Side.of(rows(30, 2, dims=4), [None] * 30))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([None, "a", "b", "c", "d", "e", "f"]), min_size=2, max_size=60),
     st.integers(0, 2**32),

@@ -21,6 +21,11 @@ ROUNDING = {torch.float32: 1e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-
 SOURCES = sorted(path.stem for path in emulate.FOLDER.glob("*.cu"))
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
+
+
 def assert_close(out, expected, atol=2e-6):
     """Equal but for float32's arithmetic and the rounding of the type."""
     rounding = ROUNDING[out.dtype]
