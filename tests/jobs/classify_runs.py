@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +39,10 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def killed(folder: Path, cache: Path, *, kills: int, seed: int, more: tuple[str, ...] = ()) -> int:
-    """Runs in `folder`, killed so many times at random and then to the end; kills that met it."""
+    """Runs in `folder`, killed so many times at random, and then to the end; how often killed.
+
+    A run that had ended before it was to be killed is thrown away and begun once more.
+    """
     where = ("-m", "tests.jobs.classify_runs", str(folder), str(kills), str(seed))
     command = [sys.executable, *where, *more]
     done = subprocess.run(
@@ -64,13 +67,16 @@ def _serve(folder: Path, kills: int, seed: int, more: list[str]) -> int:
     draw, met = random.Random(seed), 0
     started_s = time.monotonic()
     code = os.waitstatus_to_exitcode(os.waitpid(_fork(Path(f"{folder}-clean"), more), 0)[1])
-    clean_s = time.monotonic() - started_s
-    for _ in range(kills if code == 0 else 0):
+    longest_s = time.monotonic() - started_s
+    while met < kills and code == 0:
         child = _fork(folder, more)
-        time.sleep(draw.uniform(0.1, clean_s))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        met += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        time.sleep(draw.uniform(0.1, max(0.2, longest_s)))
+        os.kill(child, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
+            met += 1
+        else:
+            shutil.rmtree(folder)
+            longest_s /= 2
     code = code or os.waitstatus_to_exitcode(os.waitpid(_fork(folder, more), 0)[1])
     print(json.dumps({"met": met}))
     return code

@@ -108,13 +108,17 @@ def writer(folder: Path) -> dict[str, int]:
 def members(folder: Path) -> set[int]:
     """The processes that hold a share of the run folder's lease."""
     wanted = str(folder / ".lease" / "members.lock")
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        # A process may end, or close a file, while one looks.
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == wanted:
-                found.add(int(link.parts[2]))
-    return found
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and _holds(name, wanted)}
+
+
+def _holds(process: str, wanted: str) -> bool:
+    """Whether a process has a file open; it may end, or close one, while one looks."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{process}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{process}/fd/{name}") == wanted:
+                    return True
+    return False
 
 
 # --- runs as forks ----------------------------------------------------------------------------
@@ -295,6 +299,24 @@ def _pace(step_s: str) -> None:
     Pggan.step = slow  # type: ignore[method-assign]
 
 
+def _hold(place: str) -> None:
+    """Steps from IMAGES on (`IMAGES:FILE`) that wait for the file, or to be asked to stop.
+
+    Until then the run goes on, however fast the machine: what is to meet it meets it.
+    """
+    from medray.train.pggan import Pggan
+
+    images, _, file = place.partition(":")
+    step = Pggan.step
+
+    def held(self: Any, batch: Any, seen: int) -> Any:
+        while seen >= int(images) and not (Path(file).exists() or self.context.stop_reason()):
+            time.sleep(0.01)
+        return step(self, batch, seen)
+
+    Pggan.step = held  # type: ignore[method-assign]
+
+
 def _hang_in_save(images: str) -> None:
     """A writer, the run's first, that stops for good half-way through saving a checkpoint."""
     from medray.checkpoints import Checkpoints
@@ -312,6 +334,7 @@ def _hang_in_save(images: str) -> None:
 
 PATCHES: dict[str, Callable[..., None]] = {
     "hang_in_save": _hang_in_save,
+    "hold": _hold,
     "forget_position": _forget_position,
     "forget_adam": _forget_adam,
     "keep_rows": _keep_rows,

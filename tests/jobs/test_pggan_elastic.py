@@ -1,6 +1,6 @@
-"""The PGGAN job on a cluster whose machines come and go: one of two is lost, another comes.
+"""The PGGAN job on a cluster whose machines come and go: some are lost, others come.
 
-Three raylets on this machine: the driver's, without a CPU for workers, and two of one CPU.
+Raylets on this machine: the driver's, without a CPU for workers, and two or four of one CPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from tests.faults.kill import wait_for
 from tests.jobs import pggan_runs, recording
 from tests.jobs.test_pggan_ray import Driver
+from tests.nodes.rig import long
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -27,8 +28,7 @@ FLAGS = (
     *("--snapshot-images", "600", "--log-images", "80", "--resize-every-s", "2"),
 )
 PATIENCE_S = 240.0
-STEP_S = 0.15
-
+STEP_S, HELD_AT = 0.15, 1000
 
 MEMORY_BYTES = 80 * 2**20
 
@@ -49,9 +49,9 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
-def machines(cluster: Any) -> Iterator[list[Any]]:
-    """Two machines of one CPU; those that are left at the end are taken away."""
-    found = [machine(cluster) for _ in range(2)]
+def machines(cluster: Any, request: pytest.FixtureRequest) -> Iterator[list[Any]]:
+    """Two machines of one CPU, or as many as asked; those left at the end are taken away."""
+    found = [machine(cluster) for _ in range(getattr(request, "param", 2))]
     cluster.wait_for_nodes()
     yield found
     for one in list(cluster.worker_nodes):
@@ -105,41 +105,101 @@ def until(driver: Driver, text: str) -> float:
     return time.monotonic() - begun_s
 
 
+class Pair:
+    """A run on machines that stay, and the same one on machines that come and go."""
+
+    def __init__(self, cluster: Any, folder: Path, workers: int) -> None:
+        self.calm, self.moved = (
+            Driver(folder / name, cluster.address, folder / "cache") for name in ("calm", "moved")
+        )
+        self.flags = (*FLAGS, "--workers", f"{workers}")
+        # Until this is there the run cannot end: the machines that come shall meet it.
+        self.grown = folder / "grown"
+        for driver in (self.calm, self.moved):
+            self.notes(driver).mkdir()
+
+    def notes(self, driver: Driver) -> Path:
+        return driver.folder.with_name(f"{driver.folder.name}-notes")
+
+    def start(self) -> Driver:
+        """The calm run to its end; the other is begun."""
+        calm = self.calm.start(*self.flags, patch=f"note={self.notes(self.calm)}")
+        assert calm.wait(PATIENCE_S) == 0, calm.said()
+        patch = f"pace={STEP_S},note={self.notes(self.moved)},hold={HELD_AT}:{self.grown}"
+        return self.moved.start(*self.flags, "--min-workers", "1", patch=patch)
+
+    def repeated(self) -> int:
+        """Images that the moved run trained on once more."""
+        seen = recording.noted(self.notes(self.moved))
+        return len(seen) - len(set(seen))
+
+    def compare(self, repeated: int, losses: int) -> None:
+        """The moved run, which ends, is the calm one; `repeated` is of before it grew."""
+        self.grown.touch()
+        assert self.moved.wait(PATIENCE_S) == 0, self.moved.said()[-3000:]
+        seen, wanted = (recording.noted(self.notes(run)) for run in (self.moved, self.calm))
+        calm, moved = rows(self.calm.folder), rows(self.moved.folder)
+        print(table(self.notes(self.moved), calm, moved))
+        assert [number for number, _ in wanted] == list(range(TOTAL_IMAGES))
+        assert sorted(set(seen)) == wanted, "every image number is trained on, as the same sample"
+        most = losses * SAVE_IMAGES
+        assert 0 < repeated <= most, "a lost machine costs what came after the checkpoint"
+        assert len(seen) == TOTAL_IMAGES + repeated, "growing costs nothing"
+        found = gap(calm, moved)
+        same = weights(self.calm.folder) == weights(self.moved.folder)
+        print(f"largest relative difference of a figure: {found:.1e}; equal weights: {same}")
+        assert found < 1e-5
+
+    def stop(self) -> None:
+        self.calm.stop()
+        self.moved.stop()
+
+
 def test_a_run_that_shrank_and_grew_is_the_run_that_did_not(
     cluster: Any, machines: list[Any], tmp_path: Path
 ) -> None:
     """One machine of two is killed, later another comes: the same samples, the same curve."""
-    calm_notes, notes = tmp_path / "calm-notes", tmp_path / "notes"
-    calm = Driver(tmp_path / "calm", cluster.address, tmp_path / "cache")
-    driver = Driver(tmp_path / "run", cluster.address, tmp_path / "cache")
-    for folder in (calm_notes, notes):
-        folder.mkdir()
+    pair = Pair(cluster, tmp_path, 2)
     try:
-        assert calm.start(*FLAGS, patch=f"note={calm_notes}").wait(PATIENCE_S) == 0, calm.said()
-        driver.start(*FLAGS, "--min-workers", "1", patch=f"pace={STEP_S},note={notes}")
+        driver = pair.start()
         driver.wait_for_images(2 * SAVE_IMAGES)
         cluster.remove_node(machines[1], allow_graceful=False)
         shrunk_s = until(driver, "1 workers after 2")
         driver.wait_for_images(driver.saved() + SAVE_IMAGES)
-        early = recording.noted(notes)
-        repeated = len(early) - len(set(early))
+        repeated = pair.repeated()
         machine(cluster)
         grown_s = until(driver, "2 workers after 1")
-        assert driver.wait(PATIENCE_S) == 0, driver.said()[-3000:]
+        print(f"\nshrunk after {shrunk_s:.0f} s, {repeated} images again; grown: {grown_s:.0f} s")
+        pair.compare(repeated, losses=1)
     finally:
-        calm.stop()
-        driver.stop()
-    seen, wanted = recording.noted(notes), recording.noted(calm_notes)
-    print(f"\nshrunk after {shrunk_s:.0f} s, {repeated} images again; grown after {grown_s:.0f} s")
-    print(table(notes, rows(calm.folder), rows(driver.folder)))
-    assert [number for number, _ in wanted] == list(range(TOTAL_IMAGES))
-    assert sorted(set(seen)) == wanted, "every image number is trained on, as the same sample"
-    assert 0 < repeated <= SAVE_IMAGES, "a lost machine costs what came after the checkpoint"
-    assert len(seen) == TOTAL_IMAGES + repeated, "growing costs nothing"
-    found = gap(rows(calm.folder), rows(driver.folder))
-    same = weights(calm.folder) == weights(driver.folder)
-    print(f"largest relative difference of a figure: {found:.1e}; the weights' bytes equal: {same}")
-    assert found < 1e-5
+        pair.stop()
+
+
+@long
+@pytest.mark.parametrize("machines", [4], indirect=True)
+def test_four_machines_that_became_one_and_four_again_leave_the_run_of_four(
+    cluster: Any, machines: list[Any], tmp_path: Path
+) -> None:
+    """Two of four are killed at once, then one of those that are left; then three come."""
+    pair = Pair(cluster, tmp_path, 4)
+    try:
+        driver = pair.start()
+        driver.wait_for_images(2 * SAVE_IMAGES)
+        for one in machines[2:]:
+            cluster.remove_node(one, allow_graceful=False)
+        times_s = [until(driver, "2 workers after 4")]
+        driver.wait_for_images(driver.saved() + SAVE_IMAGES)
+        cluster.remove_node(machines[1], allow_graceful=False)
+        times_s.append(until(driver, "1 workers after 2"))
+        driver.wait_for_images(driver.saved() + SAVE_IMAGES)
+        repeated = pair.repeated()
+        for _ in range(3):
+            machine(cluster)
+        times_s.append(until(driver, "4 workers after"))
+        print(f"\n2, 1 and 4 after {[round(s) for s in times_s]} s; {repeated} images again")
+        pair.compare(repeated, losses=3)
+    finally:
+        pair.stop()
 
 
 def test_a_run_without_machines_waits_and_can_be_stopped_and_goes_on_when_one_comes(

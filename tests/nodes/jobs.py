@@ -18,7 +18,17 @@ from tests.jobs import pggan_runs
 from tests.nodes.rig import PATIENCE_S, Job, environment
 
 TOTAL_IMAGES, SAVE_IMAGES, LOG_IMAGES = 480, 48, 24
+# Seconds that a step or a shard takes at least: on a fast machine, too, a fault meets the job.
+STEP_S, SHARD_S = 0.15, 0.03
 LOST = "a worker was lost and is replaced"
+
+
+def _flags(backend: str, total: int) -> tuple[str, ...]:
+    return (
+        *("--backend", backend, "--workers", "2", "--total-images", f"{total}"),
+        *("--checkpoint-images", f"{SAVE_IMAGES}", "--snapshot-images", f"{total // 2}"),
+        *("--log-images", f"{LOG_IMAGES}"),
+    )
 
 
 @dataclass
@@ -39,13 +49,10 @@ class Training(Job):
         **env: str,
     ) -> Training:
         """One on the cluster at `address`; `prefix` goes before its command."""
-        flags = (
-            *("--backend", "ray", "--workers", "2", "--total-images", f"{total}"),
-            *("--checkpoint-images", f"{SAVE_IMAGES}", "--snapshot-images", f"{total // 2}"),
-            *("--log-images", f"{LOG_IMAGES}", *more),
-        )
+        paced = [sys.executable, "-m", "tests.jobs.patched_workers", f"pace={STEP_S}"]
+        flags = pggan_runs.arguments(folder, *_flags("ray", total), *more)
         return cls(
-            [*prefix, *pggan_runs.command(folder, *flags)],
+            [*prefix, *paced, *flags],
             environment(RAY_ADDRESS=address, **env),
             folder.with_suffix(".log"),
             folder=folder,
@@ -55,10 +62,9 @@ class Training(Job):
     @classmethod
     def here(cls, folder: Path, *, total: int = TOTAL_IMAGES, **env: str) -> Training:
         """The same by two processes of this machine, without Ray."""
-        found = cls.on("", folder, total=total, **env)
-        found.words = ["torchrun" if word == "ray" else word for word in found.words]
-        del found.env["RAY_ADDRESS"]
-        return found
+        words = pggan_runs.command(folder, *_flags("torchrun", total))
+        log = folder.with_suffix(".log")
+        return cls(words, environment(**env), log, folder=folder, total=total)
 
     def saved(self) -> int:
         """Images of the newest complete checkpoint, 0 before the first."""
@@ -145,8 +151,9 @@ class Archiving(Job):
     ) -> Archiving:
         """One on the cluster at `address`."""
         flags = made_parts.arguments(parts, out, *more)
+        paced = [sys.executable, "-m", "tests.nodes.paced_archive", f"{SHARD_S}"]
         return cls(
-            [*prefix, sys.executable, "-m", "jobs.archive", *flags],
+            [*prefix, *paced, *flags],
             environment(RAY_ADDRESS=address, **env),
             out.with_suffix(".log"),
             out=out,

@@ -16,7 +16,7 @@ warnings.simplefilter("ignore")
 
 import grpc  # noqa: E402
 
-ASK_S = 5.0
+ASK_S = 15.0
 ASKED = {
     "GET": (
         "/", "/metrics", "/nodes?view=summary", "/logs", "/api/version", "/api/jobs/",
