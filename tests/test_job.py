@@ -152,9 +152,10 @@ def test_help_answers_in_half_a_second_and_imports_nothing_heavy(name: str) -> N
         "assert not heavy, heavy\n"
         "assert '(default:' in out.getvalue()\n"
     )
-    # Processor time beyond an empty program's: the clock would time the neighbours.
+    # Processor time beyond an empty program's: the clock would time the neighbours. They can only
+    # add to it, so the least of three counts.
     empty_s = processor_seconds("pass")
-    assert processor_seconds(code) - empty_s < 0.5
+    assert any((took_s := processor_seconds(code) - empty_s) < 0.5 for _ in range(3)), took_s
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

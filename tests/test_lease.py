@@ -151,7 +151,8 @@ def test_a_forked_child_does_not_keep_the_folder_after_its_parent(
     try:
         process.wait()
         if guarded:
-            acquire(Store(folder), wait_s=0.3).release()
+            # Until its hook has run the child has the locks, too.
+            acquire(Store(folder), wait_s=20).release()
         else:
             with pytest.raises(ResourceError):
                 acquire(Store(folder), wait_s=0.3)

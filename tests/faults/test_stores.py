@@ -23,6 +23,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stores.register()
     monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0,) * 4)
     monkeypatch.setattr(lease_module, "SETTLE_S", 0.0)
+    # No thread beats between the seeded draws of a run that takes longer.
+    monkeypatch.setattr(lease_module, "BEAT_S", 3600.0)
     yield
     stores.register()
 

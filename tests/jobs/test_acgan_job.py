@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -130,7 +128,7 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(made, features, t
             if list(folder.glob("checkpoints/*/manifest.json")) or process.poll() is not None:
                 break
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     assert run(features, folder, "--resume") == 0
     assert results(folder) == results(made)
 

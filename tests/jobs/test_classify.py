@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def test_a_run_leaves_a_model_that_says_what_its_summary_says(tmp_path: Path) ->
     assert "Figures on test" in page and page.count("data:image/png") >= 3
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["images"] for r in rows if "snapshot/score" in r] == [0, 40, 80, 120, 160]
-    assert all(r["perf/data_wait_share"] < 0.5 for r in rows if "perf/data_wait_share" in r)
+    shares = [r["perf/data_wait_share"] for r in rows if "perf/data_wait_share" in r]
+    assert all(0 <= share <= 1 for share in shares)
+    # Steps of a few milliseconds: any one of them may have to wait, the first for a start.
+    assert statistics.median(shares[1:]) < 0.5
     assert run(tmp_path / "run", "--data", data, "--evaluate-split", "test", "--resume") == 0
 
 
@@ -233,7 +237,7 @@ def test_a_dry_run_says_what_it_would_train_on_and_writes_no_run(
 
 def test_killed_anywhere_and_resumed_it_leaves_the_same_bytes(tmp_path: Path) -> None:
     met = classify_runs.killed(tmp_path / "run", tmp_path / "cache", kills=3, seed=5)
-    assert met >= 1
+    assert met == 3
     whole = classify_runs.results(tmp_path / "run-clean")
     assert {"model/classifier.safetensors", "DONE", "reliability.png"} <= set(whole)
     assert classify_runs.results(tmp_path / "run") == whole

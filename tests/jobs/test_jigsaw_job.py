@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_a_run_leaves_an_encoder_that_says_what_it_saw_without_labels(
     assert "27 frames of 12 clips of 12 patients to train on, 11 of 6" in capsys.readouterr().err
     assert found["chance"] == 1 / 8 and found["least_distance"] >= 7
     assert 0 <= found["validation"]["accuracy"]["estimate"] <= 1
-    assert found["test"]["patients"] == 6 and found["data_wait_share"] < 0.5
+    assert found["test"]["patients"] == 6 and 0 <= found["data_wait_share"] <= 1
     assert set(found["probe"]["trained"]) == {"odd"} == set(found["probe"]["at_start"])
     encoder, about = load_with_config(str(tmp_path / "run"))
     assert about["encoder_sha256"] == found["sha256"] and about["form"] == "compact"
@@ -94,7 +95,10 @@ def test_a_run_leaves_an_encoder_that_says_what_it_saw_without_labels(
     assert "Pretext on test" in page and page.count("data:image/png") == 2
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["images"] for r in rows if "snapshot/accuracy" in r] == [0, 64]
-    assert any("perf/data_wait_share" in r for r in rows)
+    shares = [r["perf/data_wait_share"] for r in rows if "perf/data_wait_share" in r]
+    assert all(0 <= share <= 1 for share in shares)
+    # Steps of a few milliseconds: any one of them may have to wait, the first for a start.
+    assert statistics.median(shares[1:]) < 0.5
 
 
 def test_images_are_taken_as_clips_of_one_frame_and_patients_are_left_out(tmp_path: Path) -> None:

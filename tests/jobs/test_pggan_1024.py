@@ -17,7 +17,7 @@ from tests.jobs import pggan_runs
 from tests.jobs.pggan_runs import ROOT
 from tests.shard_sets import make_set
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PRESET = ROOT / "jobs" / "configs" / "chest-1024.yaml"
 # The width is 1/32 of the preset's; the rest is what two ranks without a GPU need.
 WIDTH_SHARE = 32
@@ -88,7 +88,7 @@ def test_two_steps_and_two_more_after_a_resume_are_the_four_of_an_undisturbed_ru
     train(whole, data)
     process = start(parts, data)
     half = parts / "checkpoints" / f"{TOTAL_IMAGES // 2:010d}" / "manifest.json"
-    wait_for(lambda: half.exists() or process.poll() is not None, 200)
+    wait_for(lambda: half.exists() or process.poll() is not None, 900)
     kill_group(process)
     assert pggan_runs.sound_checkpoints(parts) == [TOTAL_IMAGES // 2]
     assert f"resumed at {TOTAL_IMAGES // 2} images" in train(parts, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from tests.faults.kill import wait_for
 from tests.jobs import pggan_runs
 from tests.jobs.pggan_runs import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ("pggan", *pggan_runs.SMALL, "--backend", "local")
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "job", "submit")
-LONGEST_S = 180
+LONGEST_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,9 @@ def test_a_job_that_ends_well_comes_back_as_0_with_its_results_where_the_command
     assert (home / "results" / "good" / "model" / "generator.safetensors").exists()
     assert f"{home}/results/good/report.html" in said, "says where the pictures are"
     assert [c for c in said if ord(c) < 32 and c != "\n"] == [], "no control codes"
-    assert "medray-exit" not in said and len(said.splitlines()) <= 20, said
+    # One line more of progress for each half minute that it takes.
+    lines = [line for line in said.splitlines() if not re.match(r"train [\d,]+/[\d,]+ ", line)]
+    assert "medray-exit" not in said and len(lines) <= 20, said
 
 
 def test_a_stopped_job_comes_back_as_75_and_the_same_command_goes_on(

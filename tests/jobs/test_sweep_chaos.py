@@ -149,14 +149,16 @@ def kept_out(
     killer: Killer, sets: str, trees: tuple[Tree, Tree], tmp_path: Path, count: int, **more: Any
 ) -> int:
     """How many of two starts at once the lock kept out; nothing is mixed, whoever was first."""
-    refused, first = 0, {"sets": sets, **more}
-    for folder, ended in killer.two_starts(tmp_path, first, {**first, "seed": 1}, count):
+
+    def refused(folder: Path, ended: list[tuple[int, str]]) -> bool:
         assert sorted(code for code, _ in ended) in ([0, 0], [0, 2]), ended
         assert tree_sha256(folder) in trees
         said = "".join(text for code, text in ended if code == 2)
-        refused += "another sweep is writing" in said
         assert not said or "another sweep is writing" in said or "another plan" in said
-    return refused
+        return "another sweep is writing" in said
+
+    first = {"sets": sets, **more}
+    return killer.kept_out(tmp_path, first, {**first, "seed": 1}, count, refused)
 
 
 @pytest.fixture(scope="module")

@@ -317,14 +317,16 @@ def kept_out(
     killer: Killer, source: str, trees: tuple[Tree, Tree], tmp_path: Path, count: int, **more: Any
 ) -> int:
     """How many of two starts at once the lock kept out; nothing is mixed, whoever was first."""
-    refused, first = 0, {"source": source, **more}
-    for folder, ended in killer.two_starts(tmp_path, first, {**first, "size_px": 6}, count):
+
+    def refused(folder: Path, ended: list[tuple[int, str]]) -> bool:
         assert sorted(code for code, _ in ended) in ([0, 0], [0, 2]), ended
         assert tree_sha256(folder, is_result) in trees
         said = "".join(text for code, text in ended if code == 2)
-        refused += "another pack is writing" in said
         assert not said or "another pack is writing" in said or "another plan" in said
-    return refused
+        return "another pack is writing" in said
+
+    first = {"source": source, **more}
+    return killer.kept_out(tmp_path, first, {**first, "size_px": 6}, count, refused)
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(trials(20, 60), marks=pytest.mark.chaos)])

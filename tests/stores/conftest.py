@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from tests.faults.kill import kill_group
 from tests.faults.proxy import Proxy, free_port
 from tests.stores.web import NGINX, Web, dies_with_its_parent
 
-START_S = 30.0
+START_S = 120.0
+# A port is free when it is chosen; another may take it before the server does.
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,19 @@ class S3:
         urllib.request.urlopen(urllib.request.Request(url, data, method="PUT")).read()
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Returns when it answers; False where it has ended instead."""
     until_s = time.monotonic() + START_S
-    while True:
+    while process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=5).read()
-            return
+            return True
         except urllib.error.HTTPError:
-            return
+            return True
         except OSError:
-            assert process.poll() is None and time.monotonic() < until_s, f"{url} does not answer"
+            assert time.monotonic() < until_s, f"{url} does not answer"
             time.sleep(0.1)
+    return False
 
 
 @pytest.fixture(scope="session")
@@ -59,16 +64,33 @@ def s3() -> Iterator[S3]:
     """moto's server behind a proxy; the environment names it to every client of S3."""
     for module in ("s3fs", "moto", "flask"):
         pytest.importorskip(module, reason=f"{module} is not installed: no S3 to test with")
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=dies_with_its_parent,
-    )
-    proxy = Proxy(port)
+    with _moto() as port, _named_to_clients(Proxy(port)) as proxy:
+        yield S3(port, proxy)
+
+
+@contextmanager
+def _moto() -> Iterator[int]:
+    """The port of moto's server, which runs while the context lasts."""
+    for _ in range(STARTS):
+        port = free_port()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=dies_with_its_parent,
+        )
+        try:
+            if _answers(f"http://127.0.0.1:{port}/moto-api/", process):
+                yield port
+                return
+        finally:
+            kill_group(process)
+    raise AssertionError(f"moto's server ended at each of {STARTS} starts")
+
+
+@contextmanager
+def _named_to_clients(proxy: Proxy) -> Iterator[Proxy]:
     names = {
         "AWS_ENDPOINT_URL": proxy.url,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -80,10 +102,8 @@ def s3() -> Iterator[S3]:
         for name, value in names.items():
             patch.setenv(name, value)
         try:
-            _wait_until_it_answers(f"http://127.0.0.1:{port}/moto-api/", process)
-            yield S3(port, proxy)
+            yield proxy
         finally:
-            kill_group(process)
             proxy.close()
 
 
@@ -95,9 +115,10 @@ def bucket(s3: S3) -> str:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting between tries, nor for a lease to settle."""
+    """No waiting between tries, nor for a lease to settle; no thread beats between the draws."""
     monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0,) * 6)
     monkeypatch.setattr(lease_module, "SETTLE_S", 0.0)
+    monkeypatch.setattr(lease_module, "BEAT_S", 3600.0)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +126,9 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """nginx on loopback over a folder, by http, and by https with an authority of its own."""
     if not Path(NGINX).exists():
         pytest.skip(f"{NGINX} is not here: apt-get install nginx-light")
-    with Web(tmp_path_factory.mktemp("web")) as found:
-        _wait_until_it_answers(f"http://127.0.0.1:{found.http_port}/", found.process)
-        yield found
+    for _ in range(STARTS):
+        with Web(tmp_path_factory.mktemp("web")) as found:
+            if _answers(f"{found.http}/", found.process):
+                yield found
+                return
+    raise AssertionError(f"nginx ended at each of {STARTS} starts")
