@@ -23,12 +23,14 @@ from tests.nodes.rig import long
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 TOTAL_IMAGES, SAVE_IMAGES = 1200, 80
+# Up to here what rounds otherwise is still as small as it was; every change comes before.
+EARLY = 640
 FLAGS = (
     *("--total-images", f"{TOTAL_IMAGES}", "--checkpoint-images", f"{SAVE_IMAGES}"),
     *("--snapshot-images", "600", "--log-images", "80", "--resize-every-s", "2"),
 )
 PATIENCE_S = 240.0
-STEP_S, HELD_AT = 0.15, 1000
+STEP_S, HELD_AT = 0.15, 560
 
 MEMORY_BYTES = 80 * 2**20
 
@@ -145,10 +147,17 @@ class Pair:
         most = losses * SAVE_IMAGES
         assert 0 < repeated <= most, "a lost machine costs what came after the checkpoint"
         assert len(seen) == TOTAL_IMAGES + repeated, "growing costs nothing"
-        found = gap(calm, moved)
+        early = [{n: row for n, row in run.items() if n <= EARLY} for run in (calm, moved)]
         same = weights(self.calm.folder) == weights(self.moved.folder)
-        print(f"largest relative difference of a figure: {found:.1e}; equal weights: {same}")
-        assert found < 1e-5
+        print(
+            f"largest relative difference of a figure: {gap(*early):.1e} up to {EARLY} images, "
+            f"{gap(calm, moved):.1e} in all; equal weights: {same}"
+        )
+        assert gap(*early) < 1e-5
+
+    def gap(self, other: Driver | None = None) -> float:
+        """The largest relative difference of a figure of the moved run, or another, to the calm."""
+        return gap(rows(self.calm.folder), rows((other or self.moved).folder))
 
     def stop(self) -> None:
         self.calm.stop()
@@ -171,18 +180,30 @@ def test_a_run_that_shrank_and_grew_is_the_run_that_did_not(
         grown_s = until(driver, "2 workers after 1")
         print(f"\nshrunk after {shrunk_s:.0f} s, {repeated} images again; grown: {grown_s:.0f} s")
         pair.compare(repeated, losses=1)
+        assert pair.gap() < 1e-5
     finally:
         pair.stop()
 
 
 @long
-@pytest.mark.parametrize("machines", [4], indirect=True)
+@pytest.mark.parametrize("machines", [1], indirect=True)
 def test_four_machines_that_became_one_and_four_again_leave_the_run_of_four(
     cluster: Any, machines: list[Any], tmp_path: Path
 ) -> None:
-    """Two of four are killed at once, then one of those that are left; then three come."""
+    """Two of four are killed at once, then one of those that are left; then three come.
+
+    Sums of four round otherwise than those of one, and a GAN makes more of it with every step: in
+    the end the runs may differ as those of four and of one do to which nothing happens, or a bit
+    more.
+    """
     pair = Pair(cluster, tmp_path, 4)
+    alone = Driver(tmp_path / "alone", cluster.address, tmp_path / "cache")
     try:
+        # One machine does what is meant for four, in their pieces.
+        flags = (*FLAGS, "--workers", "4", "--min-workers", "1")
+        assert alone.start(*flags).wait(PATIENCE_S) == 0, alone.said()
+        machines += [machine(cluster) for _ in range(3)]
+        cluster.wait_for_nodes()
         driver = pair.start()
         driver.wait_for_images(2 * SAVE_IMAGES)
         for one in machines[2:]:
@@ -198,8 +219,11 @@ def test_four_machines_that_became_one_and_four_again_leave_the_run_of_four(
         times_s.append(until(driver, "4 workers after"))
         print(f"\n2, 1 and 4 after {[round(s) for s in times_s]} s; {repeated} images again")
         pair.compare(repeated, losses=3)
+        print(f"four and one to which nothing happened: {pair.gap(alone):.1e}")
+        assert pair.gap() < 10 * pair.gap(alone)
     finally:
         pair.stop()
+        alone.stop()
 
 
 def test_a_run_without_machines_waits_and_can_be_stopped_and_goes_on_when_one_comes(
