@@ -1,7 +1,8 @@
 """A thin client, of the standard library alone: `Client("http://127.0.0.1:8700", key="mrk_...")`.
 
 Errors of the service are `Refused`, with its code and hint. What it asks to be asked again (429 and
-503 with Retry-After, a connection that broke) is asked again, within `patience_s`.
+503 with Retry-After, a connection that broke) is asked again, within `patience_s`; where a kept
+connection broke, once more in any case.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class Client:
             body, content_type = json.dumps(json_body).encode(), "application/json"
         until_s = time.monotonic() + self._patience_s
         while True:
+            kept = self._connection.sock is not None
             try:
                 return self._once(method, path, body, content_type)
             except Refused as refused:
@@ -137,10 +139,15 @@ class Client:
                     raise
                 if time.monotonic() + wait_s > until_s:
                     raise
-            except (ConnectionError, http.client.HTTPException):
+            except (ConnectionError, http.client.HTTPException) as error:
                 # Everything asked here may be asked twice, but for the start of a job.
                 self._connection.close()
-                if (method, path) == ("POST", "/v1/jobs") or time.monotonic() > until_s:
+                if (method, path) == ("POST", "/v1/jobs"):
+                    raise
+                if kept and isinstance(error, ConnectionError):
+                    # A server may end an idle connection at any time; the next one is new.
+                    continue
+                if time.monotonic() > until_s:
                     raise
                 wait_s = PAUSE_S
             time.sleep(wait_s)

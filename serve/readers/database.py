@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from serve.readers import schema
 
 DATABASE_URL = "MEDRAY_DATABASE_URL"
 BUSY_TIMEOUT_MS = 10_000
+BUSY_PAUSE_S = 0.01
 
 
 def database_url(given: str | None, state_dir: str) -> str:
@@ -52,9 +55,23 @@ def open_engine(url: str) -> Engine:
 def _set_up_sqlite(connection: Any, record: ConnectionPoolEntry) -> None:
     # The driver's own transactions begin too late for changes of tables: they are begun below.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}").close()
+    _use_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _use_wal(connection: Any) -> None:
+    """Where two connections switch a fresh file at once, SQLite refuses one without any wait."""
+    until_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until_s:
+                raise
+        time.sleep(BUSY_PAUSE_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +17,8 @@ from tests.serve.small_service import running
 TABLE = every()
 # A broken upload may cost its child five seconds of processor; nothing else takes one.
 LONGEST_S = 20
+# By the clock, on a machine however busy.
+HUNG_S = 90
 LEAKS = ("Traceback", 'File "', "/site-packages", "/tmp/", "medray/", "serve/", ".py", "0x7f")
 
 
@@ -28,7 +34,19 @@ def sent(service, bad: Bad) -> httpx.Response:
     headers = {**(service.headers(bad.who) if bad.who else {}), **request.pop("headers", {})}
     raw = {k.encode(): v.encode("latin-1", "replace") for k, v in headers.items()}
     coroutine = service.client.request(bad.method, bad.path, headers=list(raw.items()), **request)
-    return service.wait(coroutine, LONGEST_S)
+    return service.wait(coroutine, HUNG_S)
+
+
+def processor_s() -> float:
+    """What this process and its children have computed: a child that decodes lives on."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = time.process_time() + ended.ru_utime + ended.ru_stime
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                found += (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def check_problem(response: httpx.Response, statuses: tuple[int, ...]) -> None:
@@ -50,10 +68,10 @@ def test_there_are_at_least_two_hundred() -> None:
 
 @pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name.encode("ascii", "replace").decode())
 def test_a_bad_request_is_refused(small, bad: Bad) -> None:
-    started_s = time.monotonic()
+    before_s = processor_s()
     response = sent(small, bad)
     check_problem(response, bad.statuses)
-    assert time.monotonic() - started_s < LONGEST_S
+    assert processor_s() - before_s < LONGEST_S
 
 
 def test_a_good_request_is_taken_all_the_same(small) -> None:

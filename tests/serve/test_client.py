@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +66,7 @@ def test_it_waits_as_long_as_it_is_told_and_not_longer_than_its_patience(tmp_pat
             assert time.monotonic() - begun_s > 0.9
         with Client(f"http://127.0.0.1:{port}", tokens["maker"], patience_s=0) as client:
             with pytest.raises(Refused, match="rate_exceeded"):
-                for index in range(5):
+                for index in range(200):
                     client.generate(start=index)
 
 
@@ -73,6 +76,45 @@ def test_a_connection_that_broke_is_made_again(tmp_path: Path) -> None:
             client.generate()
             time.sleep(1.5)
             assert len(client.generate()) == 1
+
+
+@contextlib.contextmanager
+def answering(*counts: int) -> Iterator[str]:
+    """The address of a server that ends each of its connections after so many answers."""
+    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{"models": []}'
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for count in counts:
+                connection, _ = server.accept()
+                with connection:
+                    for _ in range(count):
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        server.settimeout(20)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
+        assert not thread.is_alive(), "not all of its connections were used"
+
+
+def test_a_kept_connection_that_ended_costs_a_client_without_patience_nothing() -> None:
+    with answering(1, 2, 1) as url, Client(url, patience_s=0) as client:
+        for _ in range(4):
+            assert client.models() == []
+
+
+def test_a_new_connection_that_breaks_and_the_start_of_a_job_are_not_asked_twice() -> None:
+    with answering(1, 0) as url, Client(url, patience_s=0) as client:
+        assert client.models() == []
+        with pytest.raises(ConnectionError):
+            client.models()
+    with answering(1) as url, Client(url, patience_s=20) as client:
+        assert client.models() == []
+        with pytest.raises(ConnectionError):
+            client.start_job(5)
 
 
 def test_a_quota_is_for_all_connections_of_a_key(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from serve import keys
 from serve.app import app
 from serve.callers import Callers
 from serve.client import Client, Refused
+from serve.door import bound
 from tests import outcomes
 from tests.archive.made_parts import make_generator
 from tests.chaos_budget import trials
@@ -68,7 +69,9 @@ def running(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         make_generator(folder / name, seed=seed)
     token, key = keys.make("tester", ["admin"], rate_per_s=1e5)
     keys.write(folder / "keys.json", [key])
-    door, proxy = free_port(), free_port()
+    # Kept until the end, not listening: doors and proxy share a port, nobody else is given it.
+    held = [bound("127.0.0.1", 0) for _ in range(2)]
+    door, proxy = (int(one.getsockname()[1]) for one in held)
     serve.start(http_options={"host": "127.0.0.1", "port": proxy})
     settings: dict[str, Any] = {
         "generator": str(folder / "one"), "model_roots": (str(folder),), "port": str(door),
@@ -79,9 +82,11 @@ def running(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     serve.run(app(settings), name="tested", route_prefix="/")
     yield Running(door, proxy, token, folder, settings, serve)
     serve.shutdown()
+    for one in held:
+        one.close()
 
 
-def until(what: Any, seconds: float = 40) -> float:
+def until(what: Any, seconds: float = 150) -> float:
     """Waits until something is true; how long that took."""
     begun_s = time.monotonic()
     while not what():
@@ -104,12 +109,12 @@ def test_door_and_proxy_give_the_same_bytes_and_put_reaches_every_replica(
         put = door.put_model("generator", kind="generator", url=str(running.folder / "two"))
         assert put["sha256"] != before
         # Every gate (each connection may come to another one) answers with the new one soon.
-        until(lambda: _answering(running, 12) == {put["sha256"][:12]}, 5)
+        until(lambda: _answering(running, 12) == {put["sha256"][:12]})
         door.put_model("generator", kind="generator", url=str(running.folder / "one"))
-        until(lambda: _answering(running, 12) == {before[:12]}, 5)
+        until(lambda: _answering(running, 12) == {before[:12]})
         assert door.generate(5, seed=3) == ours
         # A gate tells what it has counted now and then.
-        until(lambda: _generated(door) >= 15, 5)
+        until(lambda: _generated(door) >= 15)
 
 
 def _generated(client: Client) -> float:
@@ -171,7 +176,7 @@ def test_more_replicas_come_with_the_load_and_go_and_one_killed_gives_no_wrong_a
     assert set(callers.statuses) <= {200, 503}, callers.statuses
     # At most what was in flight on it.
     assert failed <= 24, callers.statuses
-    down_s = until(lambda: len(running.replicas("Models")) == 1, 60)
+    down_s = until(lambda: len(running.replicas("Models")) == 1)
     print(f"1 -> 2 after {up_s:.1f} s, one killed: {callers.statuses}, 2 -> 1 after {down_s:.1f} s")
 
 
@@ -189,7 +194,7 @@ def test_replicas_killed_under_load_cost_what_was_in_flight_and_give_no_wrong_an
             before = callers.answers
             killed = stop_one(running, "Models")
             until(lambda before=before: callers.answers > before + 100)  # type: ignore[misc]
-            found_s = until(lambda killed=killed: replaced(running, "Models", killed), 60)  # type: ignore[misc]
+            found_s = until(lambda killed=killed: replaced(running, "Models", killed))  # type: ignore[misc]
             replaced_s = max(replaced_s, found_s)
     failed = callers.failed
     print(f"{count} killed: {callers.statuses}, longest pause {callers.pause_s:.1f} s")

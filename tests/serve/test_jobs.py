@@ -170,7 +170,7 @@ def test_an_archive_is_made_with_progress_and_a_second_one_is_stopped(tmp_path: 
     settings = args(tmp_path, generator=str(tmp_path / "real"))
 
     async def until_ended(ask: Any, where: str) -> dict[str, Any]:
-        for _ in range(600):
+        for _ in range(3000):
             job: dict[str, Any] = (await ask("GET", where, "maker")).json()
             if job["state"] not in ("queued", "running"):
                 return job

@@ -3,53 +3,101 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.serve.fakes import GENERATE, Asking, args, asking, one, run, slow
+from serve.records import Made, ModelSpec, Order
+from serve.settings import Args
+from tests.serve.fakes import GENERATE, Asking, Fake, args, asking, one, run, slow
 
-# A batch of 4 in 40 ms: a hundred images a second.
-WORK_S, BATCH = 0.04, 4
-PER_S = BATCH / WORK_S
+BATCH = 4
+QUEUE = 2 * BATCH
+ROUNDS = 75
+# A batch waits for the test this long at most, and the test for what it waits for.
+HUNG_S = 60.0
 
 
-async def open_loop(
-    ask: Asking, per_s: float, seconds: float
-) -> tuple[Counter[int], list[float], list[float]]:
-    """Requests at a rate, whether answered or not: statuses, seconds of the accepted and others."""
-    statuses: Counter[int] = Counter()
-    accepted: list[float] = []
-    refused: list[float] = []
+class Stepped(Fake):
+    """Makes a batch for each permit: what others wait is counted in batches, not in seconds."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.permits = threading.Semaphore(0)
+        self.sizes: list[int] = []
+        self.held = 0
+
+    def make(self, orders: Sequence[Order], formats: Sequence[str]) -> list[Made]:
+        self.held = len(orders)
+        assert self.permits.acquire(timeout=HUNG_S)
+        self.held = 0
+        self.sizes.append(len(orders))
+        return super().make(orders, formats)
+
+
+def stepped(spec: ModelSpec, name: str, args: Args) -> Stepped:
+    return Stepped(spec)
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Waits for what is soon so."""
+    until_s = time.monotonic() + HUNG_S
+    while not what():
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.001)
+
+
+async def driven(ask: Asking, rounds: int) -> tuple[list[int], list[int], list[int]]:
+    """Three times as many requests as are made, in rounds: each time a batch's worth is made.
+
+    How many batches ended while each accepted request waited, while each refused one did, and how
+    many images each batch had.
+    """
+    (loaded,) = ask.services.pool._loaded.values()
+    model: Stepped = loaded.model
+    accepted: list[int] = []
+    refused: list[int] = []
 
     async def request(index: int) -> None:
-        begun_s = time.perf_counter()
+        before = len(model.sizes)
         # Few enough that none is the one that the made-up model fails at.
         answer = await ask("POST", GENERATE, "maker", json=one(index % 500))
-        statuses[answer.status_code] += 1
-        spent_s = time.perf_counter() - begun_s
-        (accepted if answer.status_code == 200 else refused).append(spent_s)
+        assert answer.status_code in (200, 503), answer.text
         assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+        (accepted if answer.status_code == 200 else refused).append(len(model.sizes) - before)
 
-    loop = asyncio.get_running_loop()
-    begun_s, tasks = loop.time(), []
-    for index in range(int(per_s * seconds)):
-        await asyncio.sleep(max(0.0, begun_s + index / per_s - loop.time()))
-        tasks.append(asyncio.create_task(request(index)))
-    await asyncio.gather(*tasks)
-    return statuses, sorted(accepted), sorted(refused)
+    def settled(done: int) -> bool:
+        """So many batches have ended, the next is begun, and all asked is answered or waits."""
+        waiting = sum(batcher.waiting for batcher in loaded._batchers.values())
+        known = len(accepted) + len(refused) + waiting + model.held
+        return known == asked and len(model.sizes) == done and model.held > 0
+
+    asked = 0
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(rounds):
+            for _ in range(3 * BATCH):
+                tasks.create_task(request(asked))
+                asked += 1
+            await until(functools.partial(settled, number))
+            model.permits.release()
+            await until(functools.partial(settled, number + 1))
+        model.permits.release(3 * BATCH * rounds)
+    return sorted(accepted), sorted(refused), model.sizes
 
 
-def test_ten_times_the_capacity_is_refused_at_once_and_the_rest_is_served(tmp_path: Path) -> None:
+def test_what_is_beyond_the_capacity_is_refused_at_once_and_the_rest_is_served(tmp_path: Path) -> None:
     async def main() -> None:
-        settings = args(tmp_path, batch=BATCH, queue_images=2 * BATCH, requests=200)
-        async with asking(settings, load=slow(WORK_S)) as ask:
-            statuses, accepted, refused = await open_loop(ask, 3 * PER_S, 3)
-            assert set(statuses) == {200, 503}
+        settings = args(tmp_path, batch=BATCH, queue_images=QUEUE, requests=200, timeout_s=600)
+        async with asking(settings, load=stepped) as ask:
+            accepted, refused, sizes = await driven(ask, ROUNDS)
             # Goodput stays, and nobody waits for longer than the queue and two batches take.
-            assert statuses[200] > 0.6 * PER_S * 3, statuses
-            assert accepted[int(0.99 * len(accepted))] < 10 * WORK_S, accepted[-5:]
-            assert refused[len(refused) // 2] < 0.1, "refused at once"
+            assert sum(sizes) == len(accepted) and len(sizes) >= ROUNDS
+            assert sum(sizes) / len(sizes) >= 0.6 * BATCH, sizes
+            assert accepted[-1] <= QUEUE / BATCH + 2, accepted[-5:]
+            assert refused[len(refused) // 2] == 0, "refused at once"
             # And it recovers at once.
             begun_s = time.perf_counter()
             assert (await ask("POST", GENERATE, "maker", json=one(1))).status_code == 200
@@ -60,11 +108,11 @@ def test_ten_times_the_capacity_is_refused_at_once_and_the_rest_is_served(tmp_pa
 
 def test_without_the_limit_of_the_queue_everybody_would_wait(tmp_path: Path) -> None:
     async def main() -> None:
-        settings = args(tmp_path, batch=BATCH, queue_images=10_000)
-        async with asking(settings, load=slow(WORK_S)) as ask:
-            statuses, accepted, _ = await open_loop(ask, 3 * PER_S, 1.5)
-            assert set(statuses) == {200}
-            assert accepted[int(0.99 * len(accepted))] > 10 * WORK_S
+        settings = args(tmp_path, batch=BATCH, queue_images=10_000, timeout_s=600)
+        async with asking(settings, load=stepped) as ask:
+            accepted, refused, _ = await driven(ask, ROUNDS // 2)
+            assert not refused
+            assert accepted[int(0.99 * len(accepted))] > 10
 
     run(main())
 

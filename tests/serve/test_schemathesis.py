@@ -14,8 +14,12 @@ from typing import Any
 import hypothesis
 import pytest
 
+from serve import door, gate
+from serve.front import Front
+from serve.in_process import InProcess
 from tests.serve.fakes import args as settings
-from tests.serve.fakes import book, opened
+from tests.serve.fakes import book, loads
+from tests.serve.test_jobs import Runner
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -30,9 +34,14 @@ SESSIONS = "/v1/studies"
 def opened_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address of a service behind its own door, and a token that may do everything."""
     folder = tmp_path_factory.mktemp("schema")
-    keys = book()
+    tokens, known = book()
     made = settings(folder, classifier=str(folder / "two"))
-    with opened(made, key_book=keys) as (port, tokens):
+
+    def make_app() -> Front:
+        # Jobs are ordered many times over: none of them makes an archive.
+        return gate.front(InProcess(made, load=loads, keys=known, runner=Runner()))
+
+    with door.opened(make_app, made) as port:
         yield f"http://127.0.0.1:{port}", tokens["admin"]
 
 

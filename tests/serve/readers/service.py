@@ -84,7 +84,7 @@ def serving(folder: Path, *, open_door: bool = False, **args: Any) -> Iterator[S
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not server.started and time.monotonic() < until and thread.is_alive():
         time.sleep(0.01)
     assert server.started, "the service did not start"

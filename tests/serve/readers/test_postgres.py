@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
+import signal
 import subprocess
 import tempfile
 import threading
@@ -47,21 +47,24 @@ def server() -> Iterator[str]:
         running = subprocess.Popen(command, user=user, cwd=folder, stderr=subprocess.DEVNULL)
         try:
             until = time.monotonic() + 30
-            while not _answers(folder / ".s.PGSQL.5432"):
+            while not _answers(folder):
                 assert time.monotonic() < until and running.poll() is None, "it does not start"
                 time.sleep(0.05)
             yield f"postgresql+psycopg://medray@/postgres?host={folder}"
         finally:
-            running.terminate()
+            # A fast end: by SIGTERM it would wait until the last client is gone.
+            running.send_signal(signal.SIGINT)
             running.wait(20)
 
 
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-        except OSError:
-            return False
+def _answers(folder: Path) -> bool:
+    """Whether it takes a client: its socket is there before it does."""
+    import psycopg
+
+    try:
+        psycopg.connect(host=str(folder), dbname="postgres", user="medray").close()
+    except psycopg.OperationalError:
+        return False
     return True
 
 

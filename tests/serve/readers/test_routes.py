@@ -67,8 +67,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(folder):
-    with serving(folder) as made:
+def service(folder, fast_folder):
+    with serving(folder, database=f"sqlite:///{fast_folder}/readers.sqlite") as made:
         made.tokens = begin(made, "s", "ann", "bob")
         made.others = begin(made, "t", "eve")
         yield made
@@ -395,14 +395,17 @@ def test_size_type_and_time_of_an_image_tell_nothing_of_its_kind(service) -> Non
         kept = {k: v for k, v in sent.headers.items() if k not in ("date", "x-request-id")}
         heads.add((len(sent.content), str(kept)))
     assert len(heads) == 1
-    kinds, seconds = [], []
-    for _ in range(16):
-        for item in reader.order:
+    generator, found = np.random.default_rng(0), []
+    # In another order each time: what else this machine does meets both kinds alike.
+    for _ in range(64):
+        kinds, seconds = [], []
+        for item in generator.permutation(reader.order).tolist():
             start = time.perf_counter()
             service.desk.image(reader, item, 0)
             seconds.append(time.perf_counter() - start)
             kinds.append(truth[item].answer)
-    assert 0.45 <= auroc(np.array(seconds), np.array(kinds)) <= 0.55
+        found.append(auroc(np.array(seconds), np.array(kinds)))
+    assert 0.45 <= np.mean(found) <= 0.55
 
 
 def test_fifty_readers_at_once_are_all_served_and_every_answer_is_kept(service) -> None:
