@@ -88,7 +88,7 @@ async def driven(ask: Asking, rounds: int) -> tuple[list[int], list[int], list[i
     return sorted(accepted), sorted(refused), model.sizes
 
 
-def test_what_is_beyond_the_capacity_is_refused_at_once_and_the_rest_is_served(tmp_path: Path) -> None:
+def test_what_is_beyond_the_capacity_is_refused_and_the_rest_is_served(tmp_path: Path) -> None:
     async def main() -> None:
         settings = args(tmp_path, batch=BATCH, queue_images=QUEUE, requests=200, timeout_s=600)
         async with asking(settings, load=stepped) as ask:
