@@ -41,11 +41,15 @@ def processor_s() -> float:
     """What this process and its children have computed: a child that decodes lives on."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = time.process_time() + ended.ru_utime + ended.ru_stime
+    pids: list[str] = []
     for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                found += (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        # A thread, or a child, may end while one looks.
+        with contextlib.suppress(OSError):
+            pids += children.read_text().split()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found += (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     return found
 
 
