@@ -1,8 +1,8 @@
 """A thin client, of the standard library alone: `Client("http://127.0.0.1:8700", key="mrk_...")`.
 
 Errors of the service are `Refused`, with its code and hint. What it asks to be asked again (429 and
-503 with Retry-After, a connection that broke) is asked again, within `patience_s`; where a kept
-connection broke, once more in any case.
+503 with Retry-After, a connection that broke) is asked again, within `patience_s`; where a
+connection broke that had been idle, once more in any case.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 AGAIN = (429, 503)
 PAUSE_S = 0.2
 BATCH = 64
+# A server may end a connection that has been idle so long; one that breaks sooner lost a request.
+IDLE_S = 0.25
 
 
 class Refused(Exception):
@@ -55,6 +57,7 @@ class Client:
         kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
         self._connection = kind(parts.hostname, parts.port, timeout=timeout_s)
         self._prefix, self._key, self._patience_s = parts.path.rstrip("/"), key, patience_s
+        self._answered_s = 0.0
 
     def __enter__(self) -> Client:
         return self
@@ -130,7 +133,8 @@ class Client:
             body, content_type = json.dumps(json_body).encode(), "application/json"
         until_s = time.monotonic() + self._patience_s
         while True:
-            kept = self._connection.sock is not None
+            idle_s = time.monotonic() - self._answered_s
+            idle = self._connection.sock is not None and idle_s >= IDLE_S
             try:
                 return self._once(method, path, body, content_type)
             except Refused as refused:
@@ -144,9 +148,8 @@ class Client:
                 self._connection.close()
                 if (method, path) == ("POST", "/v1/jobs"):
                     raise
-                if kept and isinstance(error, ConnectionError):
-                    # A server may end an idle connection at any time; the next one is new.
-                    continue
+                if idle and isinstance(error, ConnectionError):
+                    continue  # by a new one
                 if time.monotonic() > until_s:
                     raise
                 wait_s = PAUSE_S
@@ -161,6 +164,7 @@ class Client:
         self._connection.request(method, self._prefix + path, body or None, headers)
         answer = self._connection.getresponse()
         data = answer.read()
+        self._answered_s = time.monotonic()
         if answer.status < 400:
             return {name.lower(): value for name, value in answer.getheaders()}, data
         wait = answer.getheader("retry-after")

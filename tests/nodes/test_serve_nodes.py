@@ -18,8 +18,9 @@ from serve.client import Client
 from tests import outcomes
 from tests.archive.made_parts import make_generator
 from tests.faults.kill import kill_group
+from tests.faults.proxy import free_port
 from tests.nodes.rig import ROOT, Node, Nodes, environment
-from tests.serve.test_deployments import free_port, until
+from tests.serve.test_deployments import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
 PART = "serve"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from medray.images.png import encode_png
+from serve import client as client_module
 from serve.client import Client, Refused
 from tests.serve.fakes import args, book, opened
 
@@ -100,13 +101,29 @@ def answering(*counts: int) -> Iterator[str]:
         assert not thread.is_alive(), "not all of its connections were used"
 
 
-def test_a_kept_connection_that_ended_costs_a_client_without_patience_nothing() -> None:
+def test_an_idle_connection_that_ended_costs_a_client_without_patience_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "IDLE_S", 0.0)
     with answering(1, 2, 1) as url, Client(url, patience_s=0) as client:
         for _ in range(4):
             assert client.models() == []
 
 
-def test_a_new_connection_that_breaks_and_the_start_of_a_job_are_not_asked_twice() -> None:
+def test_a_connection_that_breaks_while_it_is_used_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "IDLE_S", 60.0)
+    with answering(1) as url, Client(url, patience_s=0) as client:
+        assert client.models() == []
+        with pytest.raises(ConnectionError):
+            client.models()
+
+
+def test_a_new_connection_that_breaks_and_the_start_of_a_job_are_not_asked_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "IDLE_S", 0.0)
     with answering(1, 0) as url, Client(url, patience_s=0) as client:
         assert client.models() == []
         with pytest.raises(ConnectionError):

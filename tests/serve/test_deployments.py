@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,12 +50,6 @@ class Running:
         details = _get_global_client().get_serve_details()
         found = details["applications"]["tested"]["deployments"][deployment]["replicas"]
         return [replica for replica in found if replica["state"] == "RUNNING"]
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
